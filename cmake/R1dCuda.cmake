@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+# R1D_CUDA=AUTO|ON|OFF -> R1D_HAVE_CUDA. AUTO builds without CUDA, and says so, when no toolkit is found.
+set(R1D_HAVE_CUDA OFF)
+if(NOT R1D_CUDA MATCHES "^(AUTO|ON|OFF)$")
+  message(FATAL_ERROR "R1D_CUDA is '${R1D_CUDA}'; expected AUTO, ON or OFF")
+endif()
+if(NOT R1D_CUDA STREQUAL "OFF")
+  find_package(CUDAToolkit QUIET)
+  if(CUDAToolkit_FOUND)
+    set(R1D_HAVE_CUDA ON)
+    message(STATUS "r1d: CUDA toolkit ${CUDAToolkit_VERSION}")
+  elseif(R1D_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "R1D_CUDA=ON but no CUDA toolkit was found; set CUDAToolkit_ROOT, or use R1D_CUDA=OFF")
+  else()
+    message(STATUS "r1d: no CUDA toolkit found; building for the CPU alone (R1D_CUDA=ON to insist)")
+  endif()
+endif()

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+# r1d_stage(NAME LINK public libs... PRIVATE private libs...): one static library per stage of the
+# way of a request, from every .cc below src/NAME.
+function(r1d_compile_options target)
+  target_compile_options(${target} PRIVATE -Wall -Wextra -Wshadow -Wnon-virtual-dtor $<$<BOOL:${R1D_WERROR}>:-Werror>)
+  if(CMAKE_CXX_COMPILER_ID MATCHES Clang)
+    target_compile_options(${target} PRIVATE -Wthread-safety)
+  endif()
+  if(R1D_SANITIZE)
+    target_compile_options(${target} PRIVATE -fsanitize=${R1D_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+    target_link_options(${target} PRIVATE -fsanitize=${R1D_SANITIZE})
+  endif()
+  if(R1D_FUZZ)
+    target_compile_options(${target} PRIVATE -fsanitize=fuzzer-no-link)
+  endif()
+endfunction()
+
+function(r1d_stage name)
+  cmake_parse_arguments(STAGE "" "" "LINK;PRIVATE" ${ARGN})
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/${name}/*.cc)
+  if(NOT sources)  # BOOTSTRAP
+    add_library(r1d_${name} INTERFACE)
+    target_include_directories(r1d_${name} INTERFACE ${CMAKE_SOURCE_DIR}/include)
+    target_link_libraries(r1d_${name} INTERFACE ${STAGE_LINK} ${STAGE_PRIVATE})
+    return()
+  endif()
+  add_library(r1d_${name} STATIC ${sources})
+  target_include_directories(r1d_${name} PUBLIC ${CMAKE_SOURCE_DIR}/include PRIVATE ${CMAKE_SOURCE_DIR}/src)
+  target_link_libraries(r1d_${name} PUBLIC ${STAGE_LINK} PRIVATE ${STAGE_PRIVATE})
+  r1d_compile_options(r1d_${name})
+endfunction()

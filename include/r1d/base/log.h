@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+// Structured logs, one object per line on standard error (json) or one readable line (text).
+// Prompts and outputs never reach a log.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include <spdlog/logger.h>
+
+namespace r1d::base {
+
+enum class LogFormat : uint8_t { kText, kJson };
+
+// Sets what loggers made from now on print. Called once by main, before the first stage is built.
+// `level`: trace, debug, info, warn, error; anything else is kInvalidArgument by the config's check.
+void init_logging(const std::string& level, LogFormat format);
+
+// The logger of one stage ("scheduler", "engine", ...). Thread-safe; lives as long as a holder.
+std::shared_ptr<spdlog::logger> make_logger(const std::string& stage);
+
+}  // namespace r1d::base

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+
+namespace r1d::base {
+
+// Splits loops over a fixed set of threads; the caller is one of them, so a pool of 1 starts none.
+// Lifecycle: threads start in the constructor and are joined in the destructor.
+// Threads: parallel_for is called by one thread at a time (the rank that owns the pool). A thread
+// with no work sleeps on a condition.
+class ThreadPool {
+ public:
+  using Body = std::function<void(int64_t task, int32_t thread)>;
+
+  explicit ThreadPool(int32_t num_threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  [[nodiscard]] int32_t num_threads() const;
+
+  // Calls body(task, thread) for every task in [0, num_tasks), tasks handed out in order, thread in
+  // [0, num_threads()); returns when all are done. `body` must not throw nor call the pool again.
+  void parallel_for(int64_t num_tasks, const Body& body);
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace r1d::base

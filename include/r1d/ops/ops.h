@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+// The operators a model is written over, at the grain that fusion wants: one attention block, one
+// feed-forward block, all-reduce + residual + norm. One Ops object serves one rank.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <absl/status/statusor.h>
+
+#include "r1d/base/types.h"
+#include "r1d/ops/tensor.h"
+
+namespace r1d::ops {
+
+// Memory on the rank's device. Move-only; frees on destruction; must not outlive its Ops.
+class Buffer {
+ public:
+  virtual ~Buffer() = default;
+  [[nodiscard]] virtual std::byte* data() = 0;
+  [[nodiscard]] virtual size_t size() const = 0;
+};
+
+// The latent cache of one layer: [num_blocks, block_size, width] of `dtype`; a row is
+// c (kv_lora_rank values, after its norm) | k_pe (qk_rope_head_dim values, after rope).
+struct LatentPages {
+  void* data = nullptr;
+  DType dtype = DType::kF32;  // f32 or bf16
+  int64_t num_blocks = 0;
+  int32_t block_size = 0;
+  int64_t width = 0;
+};
+
+// One sequence's share of a step: query tokens [query_begin, query_begin + query_len) of the step
+// are its positions [context_len - query_len, context_len).
+struct SequenceSpan {
+  int32_t query_begin = 0;
+  int32_t query_len = 0;
+  int32_t context_len = 0;              // cached positions after this step, query tokens included
+  std::span<const BlockId> block_table;  // host memory; at least ceil(context_len / block_size) ids
+};
+
+// A step's inputs, in host memory that lives until the next begin_step() or end_step().
+struct StepInputs {
+  std::span<const TokenId> token_ids;   // [T]
+  std::span<const int32_t> positions;   // [T], from 0
+  std::span<const SequenceSpan> sequences;
+  std::span<const int32_t> logit_rows;  // [B] rows of the step whose logits are wanted, ascending
+};
+
+// DeepSeek-V2 report, section 2.1 (arXiv 2405.04434); H = heads on this rank.
+struct AttentionWeights {
+  const float* input_norm = nullptr;  // unused by attention(); kept with the layer
+  // q_a [q_lora, D], q_a_norm [q_lora], q_b [H * (dn + dr), q_lora]; or, without a low-rank query,
+  // q_b alone as [H * (dn + dr), D] and q_a.data == nullptr.
+  Matrix q_a;
+  const float* q_a_norm = nullptr;
+  Matrix q_b;
+  Matrix kv_a;                       // [R + dr, D]; rows: latent, then the shared rope key
+  const float* kv_a_norm = nullptr;  // [R]
+  Matrix kv_b;                       // [H * (dn + dv), R]; per head: k_nope rows, then v rows
+  Matrix o;                          // [D, H * dv]
+};
+
+// down(silu(gate x) * (up x)); I = the rank's slice of the intermediate size.
+struct MlpWeights {
+  Matrix gate;  // [I, D]
+  Matrix up;    // [I, D]
+  Matrix down;  // [D, I]
+};
+
+// DeepSeek-V3 report, section 2.1.2 (arXiv 2412.19437).
+struct MoeWeights {
+  Matrix router;                       // [E, D], bf16 or f32, all experts on every rank
+  const float* router_bias = nullptr;  // [E] chooses, never weighs
+  std::span<const MlpWeights> experts;  // the rank's experts: first_expert, first_expert + 1, ...
+  int32_t first_expert = 0;
+  MlpWeights shared;  // gate.data == nullptr: no shared expert
+};
+
+struct RouterOptions {
+  int32_t num_experts = 0;
+  int32_t top_k = 0;
+  int32_t num_groups = 1;
+  int32_t kept_groups = 1;
+  bool normalize = true;
+  float scaling_factor = 1;
+};
+
+// Sizes and constants of the model that an Ops object is made for.
+struct ModelDims {
+  int64_t hidden_size = 0;  // D
+  int32_t num_heads = 0;    // H, on this rank
+  int64_t q_lora_rank = 0;
+  int64_t kv_lora_rank = 0;  // R
+  int64_t qk_nope_head_dim = 0;
+  int64_t qk_rope_head_dim = 0;
+  int64_t v_head_dim = 0;
+  int64_t max_intermediate = 0;  // largest I of any MLP on this rank
+  int64_t vocab_size = 0;        // V, whole
+  float rms_norm_eps = 1e-6F;
+  float softmax_scale = 1;
+  std::vector<float> rope_inv_freq;  // [dr / 2], YaRN applied
+  float rope_cos_sin_scale = 1;
+  bool rope_interleave = true;
+  RouterOptions router;
+};
+
+// All calls of a step come from the rank's own thread, in the same order on every rank. Calls
+// enqueue; only end_step() promises that results are there. A failed call poisons the step: the
+// engine stops. Tensors are activations on the rank's device, `out` never aliases an input.
+class Ops {
+ public:
+  virtual ~Ops() = default;
+
+  [[nodiscard]] virtual DType activation_dtype() const = 0;
+
+  // kResourceExhausted says what the memory was for. 64-byte aligned, zeroed.
+  [[nodiscard]] virtual absl::StatusOr<std::unique_ptr<Buffer>> allocate(size_t bytes,
+                                                                         const std::string& what) = 0;
+  // Copies host bytes to device memory; done on return. For the CPU a memcpy (or nothing when
+  // source and target are the same).
+  [[nodiscard]] virtual absl::Status upload(std::byte* device, std::span<const std::byte> host) = 0;
+  // True when Buffer::data() may be written by the host, so that weights are read in place.
+  [[nodiscard]] virtual bool host_addressable() const = 0;
+
+  [[nodiscard]] virtual absl::Status begin_step(const StepInputs& inputs) = 0;
+
+  // out[t] = table[token_ids[t] - first_row], zeros for ids outside the table, then summed over
+  // ranks: out [T, D] holds whole rows. table [rows, D] is the rank's vocabulary slice.
+  [[nodiscard]] virtual absl::Status embed(const Matrix& table, int64_t first_row, Tensor out) = 0;
+
+  // out = rmsnorm(x) * weight; mean and rsqrt in f32. x, out [T, D].
+  [[nodiscard]] virtual absl::Status norm(Tensor x, const float* weight, Tensor out) = 0;
+
+  // residual += sum over ranks of partial; out = rmsnorm(residual) * weight. All [T, D]; `partial`
+  // is scratch afterwards. A collective: every rank calls it.
+  [[nodiscard]] virtual absl::Status reduce_add_norm(Tensor partial,
+                                                     Tensor residual,
+                                                     const float* weight,
+                                                     Tensor out) = 0;
+
+  // One MLA block over x [T, D] (normed): writes the step's latents to `pages`, attends, projects.
+  // out [T, D] is this rank's partial sum.
+  [[nodiscard]] virtual absl::Status attention(const AttentionWeights& weights,
+                                               const LatentPages& pages,
+                                               Tensor x,
+                                               Tensor out) = 0;
+
+  // Dense feed-forward; out [T, D] is this rank's partial sum.
+  [[nodiscard]] virtual absl::Status mlp(const MlpWeights& weights, Tensor x, Tensor out) = 0;
+
+  // Router, routed experts of this rank and the shared expert; out [T, D] is this rank's partial sum.
+  [[nodiscard]] virtual absl::Status moe(const MoeWeights& weights, Tensor x, Tensor out) = 0;
+
+  // logits[b, :] = head . x[logit_rows[b]], gathered over ranks. head [V / world, D] is the rank's
+  // rows from first_row. `logits` [B, V] f32 is host memory on rank 0 and null elsewhere; valid
+  // after end_step(). A collective.
+  [[nodiscard]] virtual absl::Status logits(const Matrix& head,
+                                            int64_t first_row,
+                                            Tensor x,
+                                            float* logits) = 0;
+
+  // Waits until everything enqueued is done.
+  [[nodiscard]] virtual absl::Status end_step() = 0;
+
+  // Lets a rank that waits in a collective return kUnavailable. Callable from any thread; final.
+  virtual void abort() = 0;
+};
+
+}  // namespace r1d::ops

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which sequences run next. A state machine: no thread, no clock, no tensor; events and time are
+// arguments, so that a seeded simulation can run it for millions of steps.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <absl/status/status.h>
+
+#include "r1d/base/clock.h"
+#include "r1d/engine/executor.h"
+#include "r1d/scheduler/request.h"
+
+namespace r1d::scheduler {
+
+struct SchedulerOptions {
+  int32_t max_batch_size = 64;             // sequences in a step at most
+  int32_t max_num_batched_tokens = 32768;  // tokens in a step at most
+  int32_t max_model_len = 0;               // prompt + output tokens of a sequence at most
+  int32_t max_waiting_requests = 1024;     // add() refuses beyond it
+  int32_t block_size = 64;                 // tokens a KV block
+  int32_t num_blocks = 0;                  // must hold one sequence of max_model_len
+  Duration batch_timeout{};                // how long an idle engine may wait to fill a first batch
+  Duration priority_aging = std::chrono::seconds(10);  // waiting this long counts as one priority level
+  bool prefix_cache = true;
+};
+
+struct SchedulerStats {
+  int32_t num_waiting = 0;  // sequences, preempted ones included
+  int32_t num_running = 0;
+  int32_t num_blocks = 0;
+  int32_t num_blocks_used = 0;    // held by a sequence
+  int32_t num_blocks_cached = 0;  // held by the prefix cache alone (free to take)
+  int64_t prefix_queries = 0;     // prompt tokens looked up, ever
+  int64_t prefix_hits = 0;        // prompt tokens found, ever
+  int64_t num_preemptions = 0;    // ever
+};
+
+struct Decision {
+  enum class Kind : uint8_t { kRun, kWaitUntil, kIdle };
+  Kind kind = Kind::kIdle;
+  TimePoint until;  // kWaitUntil: a batch timeout or a deadline; also earlier when an event comes
+};
+
+// Invariants (checked by check_invariants): every block is free, held or cached, never two of them;
+// a block's reference count equals the block tables that name it; waiting + running == live
+// sequences; a running sequence's table covers its computed tokens.
+// Threads: confined to the step loop's thread.
+class Scheduler {
+ public:
+  explicit Scheduler(const SchedulerOptions& options);
+  ~Scheduler();
+
+  // Takes a request. kResourceExhausted when the waiting queue is full.
+  [[nodiscard]] absl::Status add(Request request, TimePoint now);
+
+  // Ends all sequences of a request with `reason` and `status`; their blocks are free on return.
+  // False when it is not known (already finished).
+  bool cancel(RequestId id, FinishReason reason, const absl::Status& status, TimePoint now);
+
+  // Ends everything.
+  void cancel_all(FinishReason reason, const absl::Status& status, TimePoint now);
+
+  // Ends what is past its deadline, then fills batch(): running decodes first, then prefill chunks,
+  // then waiting sequences, within the token budget; preempts when blocks run out.
+  [[nodiscard]] Decision plan(TimePoint now);
+
+  // The step that plan() chose with kRun; valid until commit().
+  [[nodiscard]] std::span<const engine::SequenceStep> batch() const;
+
+  // Takes the step's results: appends tokens, finishes sequences, feeds the prefix cache, calls sinks.
+  void commit(engine::StepOutput output, TimePoint now);
+
+  // Puts every running sequence back to waiting, its blocks released (self-check and tests).
+  void preempt_all();
+
+  [[nodiscard]] bool idle() const;  // no live sequence
+  [[nodiscard]] SchedulerStats stats() const;
+  void check_invariants() const;  // R1D_CHECKs
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace r1d::scheduler

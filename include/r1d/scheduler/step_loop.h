@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+
+#include <absl/status/status.h>
+
+#include "r1d/base/clock.h"
+#include "r1d/engine/executor.h"
+#include "r1d/scheduler/request.h"
+#include "r1d/scheduler/scheduler.h"
+#include "r1d/telemetry/metrics.h"
+
+namespace r1d::scheduler {
+
+// The thread that drives the engine: intake, plan, execute, commit, publish. Owns the Scheduler.
+// Lifecycle: start() -> submit/cancel from any thread -> drain() -> stop() (also by the destructor).
+// Threads: public calls are thread-safe; sinks are called on the loop's own thread.
+class StepLoop {
+ public:
+  // `executor`, `metrics` and `clock` outlive the loop. `on_fatal` is called once, on the loop's
+  // thread, when the engine fails; by then every request has ended with kUnavailable.
+  StepLoop(const SchedulerOptions& options,
+           engine::Executor& executor,
+           telemetry::EngineMetrics& metrics,
+           const Clock& clock,
+           std::function<void(const absl::Status&)> on_fatal);
+  ~StepLoop();
+
+  void start();
+
+  // kResourceExhausted when the waiting queue is full, kUnavailable when draining or failed. On OK
+  // the sink sees exactly one on_finish per sequence.
+  [[nodiscard]] absl::Status submit(Request request);
+
+  // Ends a request before the next step; unknown ids are ignored.
+  void cancel(RequestId id, FinishReason reason, const absl::Status& status);
+
+  // Refuses new work, waits until all running work is done or `limit` has passed, then cancels the
+  // rest (kUnavailable) and returns the number cancelled. Blocks the caller.
+  int64_t drain(Duration limit);
+
+  void stop();
+
+  // True while the loop moves or is idle by right: no step in flight, or progress within `patience`.
+  [[nodiscard]] bool alive(Duration patience) const;
+
+  [[nodiscard]] SchedulerStats stats() const;  // as of the last step
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace r1d::scheduler

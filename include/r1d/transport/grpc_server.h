@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include <absl/status/statusor.h>
+
+#include "r1d/admission/frontend.h"
+#include "r1d/telemetry/metrics.h"
+
+namespace r1d::transport {
+
+struct GrpcOptions {
+  std::string address = "127.0.0.1:50051";
+  bool reflection = true;
+  int32_t max_request_bytes = 4 << 20;
+  int32_t stream_buffer_tokens = 4096;
+  int32_t max_concurrent_streams = 1024;
+  std::chrono::milliseconds max_request_time{3600000};
+};
+
+// What GetModel and GetServerInfo answer, set once the model is loaded.
+struct ServedModel {
+  std::string name;
+  std::string architecture;
+  int64_t num_parameters = 0;
+  int32_t num_layers = 0;
+  int64_t hidden_size = 0;
+  int64_t vocab_size = 0;
+  int32_t max_model_len = 0;
+  std::string weight_dtype;  // "fp8_e4m3", "bf16", "f32"
+  std::string kv_cache_dtype;
+  int64_t kv_bytes_per_token = 0;
+  int32_t block_size = 0;
+  int32_t num_blocks = 0;
+  int32_t world_size = 1;
+  bool has_tokenizer = false;
+  bool has_mtp = false;
+  std::string device;  // "cpu (AVX3, 2 threads)"
+};
+
+// The gRPC door: r1d.v1.InferenceService, grpc.health.v1, reflection. Callback API: gRPC's own threads; no
+// handler blocks. Lifecycle: start() binds and answers UNAVAILABLE; model_loaded() -> SERVING;
+// set_serving(false) on drain; shutdown().
+class GrpcServer {
+ public:
+  // kUnavailable when the address cannot be bound. `frontend` and `metrics` outlive the server.
+  [[nodiscard]] static absl::StatusOr<std::unique_ptr<GrpcServer>> start(
+      const GrpcOptions& options,
+      admission::Frontend& frontend,
+      telemetry::TransportMetrics& metrics,
+      const Clock& clock);
+  virtual ~GrpcServer() = default;
+
+  [[nodiscard]] virtual int32_t port() const = 0;
+  virtual void model_loaded(const ServedModel& model) = 0;
+  // grpc.health.v1: "" and r1d.v1.InferenceService; Watch subscribers are told.
+  virtual void set_serving(bool serving) = 0;
+  // Streams still open after `grace` are cut.
+  virtual void shutdown(std::chrono::milliseconds grace) = 0;
+};
+
+}  // namespace r1d::transport

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "r1d/base/thread_pool.h"
+
+#include <atomic>
+#include <thread>
+#include <vector>
+
+#include "r1d/base/check.h"
+#include "r1d/base/mutex.h"
+
+namespace r1d::base {
+
+class ThreadPool::Impl {
+ public:
+  explicit Impl(int32_t num_threads) : num_threads_(num_threads) {
+    R1D_CHECK(num_threads >= 1);
+    threads_.reserve(static_cast<size_t>(num_threads) - 1);
+    for (int32_t i = 1; i < num_threads; ++i) threads_.emplace_back([this, i] { work(i); });
+  }
+
+  ~Impl() {
+    {
+      MutexLock lock(mu_);
+      stop_ = true;
+    }
+    wake_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+  }
+
+  [[nodiscard]] int32_t num_threads() const { return num_threads_; }
+
+  void parallel_for(int64_t num_tasks, const Body& body) {
+    if (num_tasks <= 0) return;
+    if (num_threads_ == 1 || num_tasks == 1) {
+      for (int64_t task = 0; task < num_tasks; ++task) body(task, 0);
+      return;
+    }
+    {
+      MutexLock lock(mu_);
+      body_ = &body;
+      num_tasks_ = num_tasks;
+      next_.store(0, std::memory_order_relaxed);
+      busy_ = num_threads_ - 1;
+      ++generation_;
+    }
+    wake_.notify_all();
+    run_tasks(body, num_tasks, 0);
+    MutexLock lock(mu_);
+    while (busy_ != 0) done_.wait(mu_);
+  }
+
+ private:
+  void work(int32_t thread) {
+    uint64_t seen = 0;
+    while (true) {
+      const Body* body = nullptr;
+      int64_t num_tasks = 0;
+      {
+        MutexLock lock(mu_);
+        while (!stop_ && generation_ == seen) wake_.wait(mu_);
+        if (stop_) return;
+        seen = generation_;
+        body = body_;
+        num_tasks = num_tasks_;
+      }
+      run_tasks(*body, num_tasks, thread);
+      MutexLock lock(mu_);
+      if (--busy_ == 0) done_.notify_one();
+    }
+  }
+
+  void run_tasks(const Body& body, int64_t num_tasks, int32_t thread) {
+    while (true) {
+      const int64_t task = next_.fetch_add(1, std::memory_order_relaxed);
+      if (task >= num_tasks) return;
+      body(task, thread);
+    }
+  }
+
+  const int32_t num_threads_;
+  std::atomic<int64_t> next_{0};
+  Mutex mu_;
+  CondVar wake_;  // a new loop, or stop
+  CondVar done_;  // the last worker left the loop
+  const Body* body_ ABSL_GUARDED_BY(mu_) = nullptr;
+  int64_t num_tasks_ ABSL_GUARDED_BY(mu_) = 0;
+  int32_t busy_ ABSL_GUARDED_BY(mu_) = 0;  // workers still inside the current loop
+  uint64_t generation_ ABSL_GUARDED_BY(mu_) = 0;
+  bool stop_ ABSL_GUARDED_BY(mu_) = false;
+  std::vector<std::thread> threads_;
+};
+
+ThreadPool::ThreadPool(int32_t num_threads) : impl_(std::make_unique<Impl>(num_threads)) {}
+ThreadPool::~ThreadPool() = default;
+
+int32_t ThreadPool::num_threads() const {
+  return impl_->num_threads();
+}
+
+void ThreadPool::parallel_for(int64_t num_tasks, const Body& body) {
+  impl_->parallel_for(num_tasks, body);
+}
+
+}  // namespace r1d::base
