@@ -11,7 +11,8 @@ namespace {
 // Writes the message as the inside of a JSON string, so that no text can forge a second record.
 class JsonMessage final : public spdlog::custom_flag_formatter {
  public:
-  void format(const spdlog::details::log_msg& msg, const std::tm& /*time*/,
+  void format(const spdlog::details::log_msg& msg,
+              const std::tm& /*time*/,
               spdlog::memory_buf_t& out) override {
     for (const char c : msg.payload) {
       const auto byte = static_cast<unsigned char>(c);

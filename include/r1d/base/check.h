@@ -9,10 +9,10 @@ namespace r1d::base {
 
 }  // namespace r1d::base
 
-#define R1D_CHECK(condition)                                        \
-  do {                                                              \
-    if (!(condition)) [[unlikely]]                                  \
-      ::r1d::base::check_failed(__FILE__, __LINE__, #condition);    \
+#define R1D_CHECK(condition)                                     \
+  do {                                                           \
+    if (!(condition)) [[unlikely]]                               \
+      ::r1d::base::check_failed(__FILE__, __LINE__, #condition); \
   } while (false)
 
 // For hot loops: checked unless NDEBUG is set.

@@ -13,7 +13,8 @@ namespace r1d::base {
 enum class LogFormat : uint8_t { kText, kJson };
 
 // Sets what loggers made from now on print. Called once by main, before the first stage is built.
-// `level`: trace, debug, info, warn, error; anything else is kInvalidArgument by the config's check.
+// `level`: trace, debug, info, warn, error; anything else is kInvalidArgument by the config's
+// check.
 void init_logging(const std::string& level, LogFormat format);
 
 // The logger of one stage ("scheduler", "engine", ...). Thread-safe; lives as long as a holder.

@@ -13,10 +13,10 @@
 namespace r1d {
 
 // One maker per code in use: `invalid_argument("{}: expected {}", name, shape)`.
-#define R1D_DEFINE_ERROR(name, code)                                                   \
-  template <typename... Args>                                                          \
+#define R1D_DEFINE_ERROR(name, code)                                                    \
+  template <typename... Args>                                                           \
   [[nodiscard]] absl::Status name(fmt::format_string<Args...> format, Args&&... args) { \
-    return absl::Status(code, fmt::format(format, std::forward<Args>(args)...));       \
+    return absl::Status(code, fmt::format(format, std::forward<Args>(args)...));        \
   }
 R1D_DEFINE_ERROR(cancelled, absl::StatusCode::kCancelled)
 R1D_DEFINE_ERROR(invalid_argument, absl::StatusCode::kInvalidArgument)
@@ -40,10 +40,9 @@ R1D_DEFINE_ERROR(data_loss, absl::StatusCode::kDataLoss)
 #define R1D_CONCAT_INNER(a, b) a##b
 #define R1D_CONCAT(a, b) R1D_CONCAT_INNER(a, b)
 
-#define R1D_RETURN_IF_ERROR(expression)                          \
-  do {                                                           \
-    if (::absl::Status r1d_status_ = (expression); !r1d_status_.ok()) \
-      return r1d_status_;                                        \
+#define R1D_RETURN_IF_ERROR(expression)                                                   \
+  do {                                                                                    \
+    if (::absl::Status r1d_status_ = (expression); !r1d_status_.ok()) return r1d_status_; \
   } while (false)
 
 // `R1D_ASSIGN_OR_RETURN(auto config, ModelConfig::parse(text));`

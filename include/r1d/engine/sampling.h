@@ -22,7 +22,7 @@ struct SamplingParams {
   double frequency_penalty = 0;
   double presence_penalty = 0;
   std::vector<std::pair<TokenId, float>> logit_bias;
-  uint64_t seed = 0;  // same seed and prompt, same tokens, whatever the batch
+  uint64_t seed = 0;          // same seed and prompt, same tokens, whatever the batch
   int32_t num_logprobs = -1;  // -1: none; 0: the chosen token's; N: also the N most likely
   int32_t min_tokens = 0;     // stop tokens are not sampled before this many output tokens
   int32_t max_tokens = 0;     // output tokens at most
@@ -31,7 +31,8 @@ struct SamplingParams {
 
 struct TokenLogprob {
   TokenId token = 0;
-  float logprob = 0;  // natural log, of the raw distribution: before temperature, penalties and cuts
+  float logprob =
+      0;  // natural log, of the raw distribution: before temperature, penalties and cuts
 };
 
 struct SampledToken {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every metric r1d exports, by the stage that feeds it. Names, units, labels and buckets stand in
-// src/telemetry/metrics.cc. Label values come from closed sets only.
+// src/telemetry/*_metrics.cc and buckets.h. Label values come from closed sets only.
 #pragma once
 
 #include <cstdint>

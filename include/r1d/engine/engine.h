@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// The ranks of one host, their models and latent caches, behind Executor.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include <absl/status/statusor.h>
+
+#include "r1d/base/dtype.h"
+#include "r1d/base/types.h"
+#include "r1d/checkpoint/shard_plan.h"
+#include "r1d/checkpoint/weight_source.h"
+#include "r1d/engine/executor.h"
+#include "r1d/ops/cpu_ops.h"
+
+namespace r1d::engine {
+
+struct EngineOptions {
+  int32_t world_size = 1;
+  int32_t num_threads = 0;  // all ranks together; 0: one a core
+  checkpoint::ExpertSplit expert_split = checkpoint::ExpertSplit::kTensor;
+  DType kv_cache_dtype = DType::kF32;
+  int64_t kv_cache_bytes = 0;  // a rank; 0: what the host can spare, see plan_cache()
+  int32_t block_size = 64;
+  int32_t max_model_len = 0;  // 0: the model's, as far as the cache holds it
+  int32_t max_num_batched_tokens = 32768;
+  int32_t max_batch_size = 64;
+  bool bf16_dot = false;
+  bool with_mtp = false;
+  ops::MlaForm mla_form = ops::MlaForm::kAuto;
+};
+
+// What the latent cache can hold.
+struct CachePlan {
+  int64_t bytes = 0;            // a rank: num_blocks * block_size * bytes_per_token
+  int64_t bytes_per_token = 0;  // all layers: layers * latent width * dtype
+  int32_t num_blocks = 0;
+  int32_t max_model_len = 0;
+};
+
+// Pure. `spare_bytes`: memory the host can give to all ranks together. With kv_cache_bytes == 0 a
+// rank takes a quarter of its share, and no more than max_batch_size sequences of max_model_len
+// need. kInvalidArgument when one block does not fit or max_model_len was given and does not.
+[[nodiscard]] absl::StatusOr<CachePlan> plan_cache(const checkpoint::ModelConfig& config,
+                                                   const EngineOptions& options,
+                                                   int64_t spare_bytes);
+
+// Told how much of the weights is there, 0 .. 1, from any thread, one call at a time; an error
+// stops the load.
+using LoadFraction = std::function<absl::Status(double fraction)>;
+
+// Lifecycle: create() loads weights on all ranks and takes every byte the step loop needs.
+// Threads: as Executor; one thread per rank besides, asleep between steps.
+class Engine final : public Executor {
+ public:
+  // `last_token_id`: ids above are padding and never sampled.
+  [[nodiscard]] static absl::StatusOr<std::unique_ptr<Engine>> create(
+      const checkpoint::WeightSource& source,
+      const EngineOptions& options,
+      TokenId last_token_id,
+      const LoadFraction& progress);
+  ~Engine() override;
+
+  [[nodiscard]] absl::StatusOr<StepOutput> execute(std::span<const SequenceStep> batch) override;
+  [[nodiscard]] uint64_t progress() const override;
+
+  [[nodiscard]] const CachePlan& cache() const;
+  [[nodiscard]] std::string device() const;  // "cpu (AVX3, 2 threads)"
+
+ private:
+  class Impl;
+  explicit Engine(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace r1d::engine

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "r1d/engine/engine.h"
+
+#include <algorithm>
+#include <atomic>
+#include <optional>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "r1d/base/check.h"
+#include "r1d/base/mutex.h"
+#include "r1d/base/status.h"
+#include "r1d/base/thread_pool.h"
+#include "r1d/model/deepseek_v3.h"
+
+#include "engine/host_memory.h"
+#include "engine/latent_cache.h"
+#include "engine/rank_group.h"
+#include "engine/step_inputs.h"
+
+namespace r1d::engine {
+namespace {
+
+using checkpoint::RankShard;
+using checkpoint::WeightSource;
+
+int32_t total_threads(const EngineOptions& options) {
+  if (options.num_threads > 0) return options.num_threads;
+  return std::max(1, static_cast<int32_t>(std::thread::hardware_concurrency()));
+}
+
+// Adds up what all ranks have read; one call of `report` at a time.
+class LoadMeter {
+ public:
+  LoadMeter(int64_t total_bytes, const LoadFraction& report)
+      : total_bytes_(total_bytes), report_(report) {}
+
+  absl::Status add(int64_t bytes) {
+    base::MutexLock lock(mu_);
+    done_bytes_ += bytes;
+    if (!report_) return absl::OkStatus();
+    return report_(static_cast<double>(done_bytes_) /
+                   static_cast<double>(std::max<int64_t>(total_bytes_, 1)));
+  }
+
+ private:
+  const int64_t total_bytes_;
+  const LoadFraction& report_;
+  base::Mutex mu_;
+  int64_t done_bytes_ ABSL_GUARDED_BY(mu_) = 0;
+};
+
+// What one rank's thread owns.
+struct Rank {
+  RankShard shard;
+  std::unique_ptr<ops::Ops> ops;
+  std::unique_ptr<model::DeepSeekV3> model;
+  std::optional<LatentCache> cache;
+};
+
+}  // namespace
+
+class Engine::Impl {
+ public:
+  Impl(const checkpoint::ModelConfig& config,
+       const EngineOptions& options,
+       const CachePlan& plan,
+       TokenId last_token_id,
+       std::vector<Rank> ranks)
+      : options_(options),
+        plan_(plan),
+        vocab_size_(config.vocab_size),
+        last_token_id_(last_token_id),
+        ranks_(std::move(ranks)),
+        group_(options.world_size,
+               [this] {
+                 for (const Rank& rank : ranks_) rank.ops->abort();
+               }),
+        sampler_pool_(std::min(total_threads(options), options.max_batch_size)),
+        logits_(static_cast<size_t>(options.max_batch_size) *
+                static_cast<size_t>(config.vocab_size)) {}
+
+  absl::Status load(const WeightSource& source, const LoadFraction& report) {
+    int64_t total = 0;
+    for (const Rank& rank : ranks_) {
+      R1D_ASSIGN_OR_RETURN(const int64_t bytes,
+                           model::rank_weight_bytes(source, rank.shard, options_.with_mtp));
+      total += bytes;
+    }
+    LoadMeter meter(total, report);
+    return group_.run([&](int32_t r) -> absl::Status {
+      Rank& rank = ranks_[static_cast<size_t>(r)];
+      R1D_ASSIGN_OR_RETURN(
+          rank.model,
+          model::DeepSeekV3::load(source,
+                                  rank.shard,
+                                  *rank.ops,
+                                  options_.max_num_batched_tokens,
+                                  options_.with_mtp,
+                                  [&](int64_t bytes) { return meter.add(bytes); }));
+      R1D_ASSIGN_OR_RETURN(rank.cache,
+                           LatentCache::create(source.config(), options_, plan_, *rank.ops));
+      return absl::OkStatus();
+    });
+  }
+
+  absl::StatusOr<StepOutput> execute(std::span<const SequenceStep> batch) {
+    const ops::StepInputs& inputs = inputs_.build(batch);
+    R1D_CHECK(inputs.token_ids.size() <= static_cast<size_t>(options_.max_num_batched_tokens));
+    R1D_CHECK(inputs.logit_rows.size() <= static_cast<size_t>(options_.max_batch_size));
+    R1D_RETURN_IF_ERROR(group_.run([&](int32_t r) {
+      Rank& rank = ranks_[static_cast<size_t>(r)];
+      std::atomic<uint64_t>& layers_done = r == 0 ? progress_ : ignored_progress_;
+      return rank.model->forward(
+          inputs, rank.cache->layers(), r == 0 ? logits_.data() : nullptr, layers_done);
+    }));
+    StepOutput output;
+    sample(batch, output);
+    progress_.fetch_add(1, std::memory_order_relaxed);
+    return output;
+  }
+
+  [[nodiscard]] uint64_t progress() const { return progress_.load(std::memory_order_relaxed); }
+  [[nodiscard]] const CachePlan& cache() const { return plan_; }
+  [[nodiscard]] std::string device() const {
+    return fmt::format(
+        "cpu ({}, {} threads)", ops::cpu_target(options_.bf16_dot), total_threads(options_));
+  }
+
+ private:
+  // Sequences are sampled side by side; row b of the logits belongs to the b-th that samples.
+  void sample(std::span<const SequenceStep> batch, StepOutput& output) {
+    output.tokens.resize(batch.size());
+    sampling_.clear();
+    for (size_t i = 0; i < batch.size(); ++i) {
+      if (batch[i].sampling != nullptr) sampling_.push_back(i);
+    }
+    sampler_pool_.parallel_for(static_cast<int64_t>(sampling_.size()), [&](int64_t row, int32_t) {
+      const size_t i = sampling_[static_cast<size_t>(row)];
+      const SequenceStep& step = batch[i];
+      const auto width = static_cast<size_t>(vocab_size_);
+      const std::span<float> logits(logits_.data() + static_cast<size_t>(row) * width, width);
+      std::vector<float> captured;
+      if (step.capture_logits) captured.assign(logits.begin(), logits.end());
+      output.tokens[i] =
+          sample_token(logits, step.tokens, step.num_prompt_tokens, last_token_id_, *step.sampling);
+      output.tokens[i].logits = std::move(captured);
+    });
+  }
+
+  const EngineOptions options_;
+  const CachePlan plan_;
+  const int64_t vocab_size_;
+  const TokenId last_token_id_;
+  std::vector<Rank> ranks_;
+  std::atomic<uint64_t> progress_{0};
+  std::atomic<uint64_t> ignored_progress_{0};  // the other ranks' layers
+  StepInputBuilder inputs_;
+  std::vector<size_t> sampling_;
+  RankGroup group_;
+  base::ThreadPool sampler_pool_;
+  std::vector<float> logits_;  // [max_batch_size, V]
+};
+
+Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Engine::~Engine() = default;
+
+absl::StatusOr<std::unique_ptr<Engine>> Engine::create(const WeightSource& source,
+                                                       const EngineOptions& options,
+                                                       TokenId last_token_id,
+                                                       const LoadFraction& progress) {
+  R1D_ASSIGN_OR_RETURN(const CachePlan plan,
+                       plan_cache(source.config(), options, spare_host_bytes("")));
+  std::vector<Rank> ranks(static_cast<size_t>(options.world_size));
+  std::vector<ops::ModelDims> dims;
+  for (int32_t r = 0; r < options.world_size; ++r) {
+    R1D_ASSIGN_OR_RETURN(
+        ranks[static_cast<size_t>(r)].shard,
+        checkpoint::make_rank_shard(source.config(), r, options.world_size, options.expert_split));
+    dims.push_back(model::make_dims(source.config(), ranks[static_cast<size_t>(r)].shard));
+  }
+  auto ops = ops::make_local_cpu_ops(
+      dims,
+      {.num_threads = std::max(1, total_threads(options) / options.world_size),
+       .mla_form = options.mla_form,
+       .max_tokens = options.max_num_batched_tokens,
+       .bf16_dot = options.bf16_dot});
+  for (size_t r = 0; r < ranks.size(); ++r) ranks[r].ops = std::move(ops[r]);
+  auto impl =
+      std::make_unique<Impl>(source.config(), options, plan, last_token_id, std::move(ranks));
+  R1D_RETURN_IF_ERROR(impl->load(source, progress));
+  return std::unique_ptr<Engine>(new Engine(std::move(impl)));
+}
+
+absl::StatusOr<StepOutput> Engine::execute(std::span<const SequenceStep> batch) {
+  return impl_->execute(batch);
+}
+uint64_t Engine::progress() const {
+  return impl_->progress();
+}
+const CachePlan& Engine::cache() const {
+  return impl_->cache();
+}
+std::string Engine::device() const {
+  return impl_->device();
+}
+
+}  // namespace r1d::engine

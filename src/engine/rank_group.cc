@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/rank_group.h"
+
+#include <exception>
+#include <utility>
+
+#include "r1d/base/status.h"
+
+namespace r1d::engine {
+namespace {
+
+absl::Status guarded(const RankGroup::Job& job, int32_t rank) {
+  try {
+    return job(rank);
+  } catch (const std::bad_alloc&) {
+    return resource_exhausted("rank {}: out of host memory", rank);
+  } catch (const std::exception& error) {
+    return internal_error("rank {}: {}", rank, error.what());
+  }
+}
+
+}  // namespace
+
+RankGroup::RankGroup(int32_t world_size, std::function<void()> on_failure)
+    : on_failure_(std::move(on_failure)) {
+  for (int32_t rank = 0; rank < world_size; ++rank)
+    threads_.emplace_back([this, rank] { work(rank); });
+}
+
+RankGroup::~RankGroup() {
+  {
+    base::MutexLock lock(mu_);
+    stop_ = true;
+  }
+  start_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
+}
+
+absl::Status RankGroup::run(const Job& job) {
+  base::MutexLock lock(mu_);
+  job_ = &job;
+  busy_ = static_cast<int32_t>(threads_.size());
+  first_failure_ = absl::OkStatus();
+  ++generation_;
+  start_.notify_all();
+  while (busy_ > 0) done_.wait(mu_);
+  return first_failure_;
+}
+
+void RankGroup::work(int32_t rank) {
+  uint64_t seen = 0;
+  while (true) {
+    const Job* job = nullptr;
+    {
+      base::MutexLock lock(mu_);
+      while (!stop_ && generation_ == seen) start_.wait(mu_);
+      if (stop_) return;
+      seen = generation_;
+      job = job_;
+    }
+    finish(guarded(*job, rank));
+  }
+}
+
+void RankGroup::finish(const absl::Status& status) {
+  bool first = false;
+  {
+    base::MutexLock lock(mu_);
+    first = !status.ok() && first_failure_.ok();
+    if (first) first_failure_ = status;
+  }
+  if (first) on_failure_();
+  base::MutexLock lock(mu_);
+  if (--busy_ == 0) done_.notify_one();
+}
+
+}  // namespace r1d::engine

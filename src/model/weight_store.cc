@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "model/weight_store.h"
+
+#include <algorithm>
+#include <cstring>
+#include <optional>
+#include <utility>
+
+#include "r1d/base/check.h"
+#include "r1d/base/status.h"
+
+namespace r1d::model {
+namespace {
+
+using checkpoint::RankShard;
+using checkpoint::StoredTensor;
+using checkpoint::TensorSlice;
+using checkpoint::TensorSpec;
+using checkpoint::WeightSource;
+
+// Where every tensor starts: a cache line on the CPU, a sector pair on a GPU.
+constexpr int64_t kAlignment = 128;
+
+int64_t aligned(int64_t bytes) {
+  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+// One tensor of this rank: what to read and where its bytes go inside the layer's buffer.
+struct Placement {
+  TensorSpec spec;
+  TensorSlice slice;
+  DType dtype = DType::kBF16;
+  int64_t offset = 0;
+  TensorSlice scale_slice;  // empty unless FP8
+  int64_t scale_offset = 0;
+
+  [[nodiscard]] int64_t count() const { return slice.rows.size() * slice.cols.size(); }
+  [[nodiscard]] int64_t stored_bytes() const { return count() * dtype_bytes(dtype); }
+  [[nodiscard]] int64_t device_bytes() const {
+    return spec.rank_1 ? count() * int64_t{sizeof(float)} : stored_bytes();
+  }
+  [[nodiscard]] int64_t scale_bytes() const {
+    return scale_slice.empty()
+               ? 0
+               : scale_slice.rows.size() * scale_slice.cols.size() * int64_t{sizeof(float)};
+  }
+};
+
+// FP8 without a quantization_config cannot pass the checkpoint's own check: scales need a block
+// size.
+absl::StatusOr<Placement> place(const WeightSource& source,
+                                const RankShard& shard,
+                                const TensorSpec& spec) {
+  Placement placement;
+  placement.spec = spec;
+  placement.slice = checkpoint::slice_of(spec, shard);
+  R1D_ASSIGN_OR_RETURN(const StoredTensor stored, source.find(spec.name));
+  placement.dtype = stored.dtype;
+  if (stored.dtype == DType::kF8E4M3 && !placement.slice.empty()) {
+    const auto blocks = source.config().quantization.value_or(checkpoint::QuantizationConfig{});
+    placement.scale_slice = checkpoint::scale_slice_of(placement.slice, blocks);
+  }
+  return placement;
+}
+
+// This rank's tensors, those of one layer next to each other.
+absl::StatusOr<std::vector<Placement>> placements(const WeightSource& source,
+                                                  const RankShard& shard,
+                                                  bool with_mtp) {
+  std::vector<Placement> all;
+  for (const TensorSpec& spec : checkpoint::expected_tensors(source.config(), with_mtp)) {
+    if (spec.duplicate) continue;
+    R1D_ASSIGN_OR_RETURN(Placement placement, place(source, shard, spec));
+    if (!placement.slice.empty()) all.push_back(std::move(placement));
+  }
+  return all;
+}
+
+void widen_to_f32(DType dtype, std::span<const std::byte> stored, std::span<float> out) {
+  if (dtype == DType::kF32) {
+    std::memcpy(out.data(), stored.data(), stored.size());
+    return;
+  }
+  R1D_CHECK(dtype == DType::kBF16);
+  for (size_t i = 0; i < out.size(); ++i) {
+    uint16_t bits = 0;
+    std::memcpy(&bits, stored.data() + 2 * i, sizeof(bits));
+    out[i] = bf16_to_f32(bits);
+  }
+}
+
+}  // namespace
+
+class WeightStore::Loader {
+ public:
+  Loader(const WeightSource& source,
+         ops::Ops& ops,
+         const LoadProgress& progress,
+         WeightStore& store)
+      : source_(source), ops_(ops), progress_(progress), store_(store) {}
+
+  // Takes one buffer for `layer` and fills it.
+  absl::Status load_layer(std::span<Placement> layer) {
+    int64_t bytes = 0;
+    for (Placement& placement : layer) {
+      placement.offset = bytes;
+      bytes += aligned(placement.device_bytes());
+      placement.scale_offset = bytes;
+      bytes += aligned(placement.scale_bytes());
+    }
+    R1D_ASSIGN_OR_RETURN(
+        auto buffer,
+        ops_.allocate(static_cast<size_t>(bytes), "weights from " + layer.front().spec.name));
+    std::byte* base = buffer->data();
+    store_.buffers_.push_back(std::move(buffer));
+    for (const Placement& placement : layer) {
+      R1D_RETURN_IF_ERROR(fill(placement, base));
+      R1D_RETURN_IF_ERROR(progress_(placement.stored_bytes() + placement.scale_bytes()));
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  absl::Status fill(const Placement& placement, std::byte* base) {
+    if (placement.spec.rank_1) return fill_vector(placement, base);
+    const std::string& name = placement.spec.name;
+    std::byte* data = base + placement.offset;
+    R1D_RETURN_IF_ERROR(read(name, placement.slice, data, placement.stored_bytes()));
+    ops::Matrix matrix{.data = data,
+                       .dtype = placement.dtype,
+                       .rows = placement.slice.rows.size(),
+                       .cols = placement.slice.cols.size()};
+    if (!placement.scale_slice.empty()) {
+      std::byte* scale = base + placement.scale_offset;
+      R1D_RETURN_IF_ERROR(read(
+          checkpoint::scale_name(name), placement.scale_slice, scale, placement.scale_bytes()));
+      matrix.scale = reinterpret_cast<const float*>(scale);
+      matrix.scale_cols = placement.scale_slice.cols.size();
+      matrix.scale_row_offset =
+          static_cast<int32_t>(placement.slice.rows.begin % ops::Matrix::kScaleBlock);
+      matrix.scale_col_offset =
+          static_cast<int32_t>(placement.slice.cols.begin % ops::Matrix::kScaleBlock);
+    }
+    store_.matrices_.emplace(name, matrix);
+    return absl::OkStatus();
+  }
+
+  absl::Status fill_vector(const Placement& placement, std::byte* base) {
+    staging_.resize(static_cast<size_t>(placement.stored_bytes()));
+    R1D_RETURN_IF_ERROR(source_.read(placement.spec.name, placement.slice, staging_));
+    std::vector<float> values(static_cast<size_t>(placement.count()));
+    widen_to_f32(placement.dtype, staging_, values);
+    std::byte* device = base + placement.offset;
+    store_.vectors_.emplace(placement.spec.name, reinterpret_cast<const float*>(device));
+    return ops_.upload(device, std::as_bytes(std::span(values)));
+  }
+
+  // In place where the host may write the device's memory, else through a staging buffer.
+  absl::Status read(const std::string& name,
+                    const TensorSlice& slice,
+                    std::byte* device,
+                    int64_t bytes) {
+    const auto size = static_cast<size_t>(bytes);
+    if (ops_.host_addressable()) return source_.read(name, slice, std::span(device, size));
+    staging_.resize(size);
+    R1D_RETURN_IF_ERROR(source_.read(name, slice, staging_));
+    return ops_.upload(device, staging_);
+  }
+
+  const WeightSource& source_;
+  ops::Ops& ops_;
+  const LoadProgress& progress_;
+  WeightStore& store_;
+  std::vector<std::byte> staging_;
+};
+
+absl::StatusOr<WeightStore> WeightStore::load(const WeightSource& source,
+                                              const RankShard& shard,
+                                              ops::Ops& ops,
+                                              bool with_mtp,
+                                              const LoadProgress& progress) {
+  R1D_ASSIGN_OR_RETURN(std::vector<Placement> all, placements(source, shard, with_mtp));
+  WeightStore store;
+  Loader loader(source, ops, progress, store);
+  for (size_t begin = 0; begin < all.size();) {
+    size_t end = begin + 1;
+    while (end < all.size() && all[end].spec.layer == all[begin].spec.layer) ++end;
+    R1D_RETURN_IF_ERROR(loader.load_layer(std::span(all).subspan(begin, end - begin)));
+    begin = end;
+  }
+  return store;
+}
+
+const ops::Matrix& WeightStore::matrix(const std::string& name) const {
+  const auto found = matrices_.find(name);
+  R1D_CHECK(found != matrices_.end());
+  return found->second;
+}
+
+const float* WeightStore::vector(const std::string& name) const {
+  const auto found = vectors_.find(name);
+  R1D_CHECK(found != vectors_.end());
+  return found->second;
+}
+
+absl::StatusOr<int64_t> rank_weight_bytes(const WeightSource& source,
+                                          const RankShard& shard,
+                                          bool with_mtp) {
+  R1D_ASSIGN_OR_RETURN(const std::vector<Placement> all, placements(source, shard, with_mtp));
+  int64_t bytes = 0;
+  for (const Placement& placement : all)
+    bytes += placement.stored_bytes() + placement.scale_bytes();
+  return bytes;
+}
+
+}  // namespace r1d::model
