@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <absl/status/status.h>
@@ -64,7 +65,8 @@ struct Limits {
   std::string model_name;
 };
 
-// Checks a request against the limits and fills in defaults; no id, arrival or sink yet.
+// Checks a request against the limits and fills in defaults; no id, arrival or sink yet, and the deadline is taken as it
+// is (Frontend::submit has the clock). max_tokens is cut to what fits behind the prompt, min_tokens with it.
 // kInvalidArgument (kNotFound for `model`) whose field_of() names the offending field. `random_seed` is used when the
 // request has none.
 [[nodiscard]] absl::StatusOr<scheduler::Request> validate(const GenerateRequest& request,
@@ -98,8 +100,10 @@ class Frontend {
   [[nodiscard]] State state() const;
   // Null while loading.
   [[nodiscard]] std::shared_ptr<const Limits> limits() const;
+  // What the loop carries as of its last step; none before attach() and after detach().
+  [[nodiscard]] std::optional<scheduler::SchedulerStats> load() const;
 
-  // Validates and submits. On OK the sink sees one on_finish per sequence. The id names the request
+  // Validates and submits; kDeadlineExceeded when the deadline has passed. On OK the sink sees one on_finish per sequence. The id names the request
   // in cancel().
   [[nodiscard]] absl::StatusOr<RequestId> submit(const GenerateRequest& request,
                                                  std::shared_ptr<scheduler::OutputSink> sink);

@@ -29,6 +29,7 @@ struct EngineSettings {
   std::string kv_cache_dtype = "auto";  // engine.kv_cache_dtype: auto (f32 on the CPU) | f32 | bf16
   int64_t kv_cache_memory_bytes = 0;    // engine.kv_cache_memory: bytes a rank, suffixes K M G Ki Mi Gi; 0 = a quarter of free RAM
   bool bf16_dot = false;                // engine.bf16_dot: see ops::CpuOptions
+  bool load_mtp = false;                // engine.load_mtp: load the MTP layers as well
 };
 
 struct SchedulerSettings {

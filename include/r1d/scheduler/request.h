@@ -36,7 +36,7 @@ struct TokenEvent {
 struct FinishEvent {
   int32_t index = 0;
   FinishReason reason = FinishReason::kStop;
-  absl::Status status;  // OK for stop and length
+  absl::Status status;                // OK for stop and length
   std::optional<TokenId> stop_token;  // the stop token that ended it (it is not among the output)
   int32_t num_prompt_tokens = 0;
   int32_t num_cached_tokens = 0;  // prompt tokens found in the prefix cache
@@ -53,13 +53,15 @@ struct FinishEvent {
 class OutputSink {
  public:
   virtual ~OutputSink() = default;
+  // A sequence enters its first step at `time`.
+  virtual void on_start(int32_t /*index*/, TimePoint /*time*/) {}
   virtual void on_token(TokenEvent event) = 0;
   virtual void on_finish(const FinishEvent& event) = 0;
 };
 
 struct Request {
   RequestId id = 0;
-  std::vector<TokenId> prompt;  // 1 .. max_model_len - 1 ids
+  std::vector<TokenId> prompt;      // 1 .. max_model_len - 1 ids
   engine::SamplingParams sampling;  // sequence i of n uses seed + i
   int32_t n = 1;
   int32_t priority = 0;               // lower runs earlier

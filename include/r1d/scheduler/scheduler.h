@@ -26,12 +26,13 @@ struct SchedulerOptions {
   int32_t block_size = 64;                 // tokens a KV block
   int32_t num_blocks = 0;                  // must hold one sequence of max_model_len
   Duration batch_timeout{};                // how long an idle engine may wait to fill a first batch
-  Duration priority_aging = std::chrono::seconds(10);  // waiting this long counts as one priority level
+  Duration priority_aging = std::chrono::seconds(10);  // a wait that counts as one priority level
   bool prefix_cache = true;
 };
 
 struct SchedulerStats {
-  int32_t num_waiting = 0;  // sequences, preempted ones included
+  int32_t num_waiting = 0;          // sequences, preempted ones included
+  int32_t num_queued_requests = 0;  // requests that never ran: what max_waiting_requests bounds
   int32_t num_running = 0;
   int32_t num_blocks = 0;
   int32_t num_blocks_used = 0;    // held by a sequence
@@ -56,15 +57,17 @@ class Scheduler {
   explicit Scheduler(const SchedulerOptions& options);
   ~Scheduler();
 
-  // Takes a request. kResourceExhausted when the waiting queue is full.
+  // Takes a request. kResourceExhausted when the waiting queue is full: max_waiting_requests bounds
+  // those that never ran, preempted ones do not count.
   [[nodiscard]] absl::Status add(Request request, TimePoint now);
 
   // Ends all sequences of a request with `reason` and `status`; their blocks are free on return.
-  // False when it is not known (already finished).
+  // False when it is not known (already finished). Not between plan() and commit().
   bool cancel(RequestId id, FinishReason reason, const absl::Status& status, TimePoint now);
 
-  // Ends everything.
-  void cancel_all(FinishReason reason, const absl::Status& status, TimePoint now);
+  // Ends everything, a step between plan() and commit() included, which is then void (no commit()).
+  // Returns the number of requests ended.
+  int64_t cancel_all(FinishReason reason, const absl::Status& status, TimePoint now);
 
   // Ends what is past its deadline, then fills batch(): running decodes first, then prefill chunks,
   // then waiting sequences, within the token budget; preempts when blocks run out.
@@ -73,7 +76,8 @@ class Scheduler {
   // The step that plan() chose with kRun; valid until commit().
   [[nodiscard]] std::span<const engine::SequenceStep> batch() const;
 
-  // Takes the step's results: appends tokens, finishes sequences, feeds the prefix cache, calls sinks.
+  // Takes the step's results: appends tokens, finishes sequences, feeds the prefix cache, calls
+  // sinks.
   void commit(engine::StepOutput output, TimePoint now);
 
   // Puts every running sequence back to waiting, its blocks released (self-check and tests).

@@ -16,8 +16,9 @@
 namespace r1d::scheduler {
 
 // The thread that drives the engine: intake, plan, execute, commit, publish. Owns the Scheduler.
-// Lifecycle: start() -> submit/cancel from any thread -> drain() -> stop() (also by the destructor).
-// Threads: public calls are thread-safe; sinks are called on the loop's own thread.
+// Lifecycle: start() -> submit/cancel from any thread -> drain() -> stop(), also by the destructor.
+// Threads: start() and stop() belong to the owner, the rest is thread-safe; sinks are called on the
+// loop's own thread.
 class StepLoop {
  public:
   // `executor`, `metrics` and `clock` outlive the loop. `on_fatal` is called once, on the loop's
@@ -38,13 +39,16 @@ class StepLoop {
   // Ends a request before the next step; unknown ids are ignored.
   void cancel(RequestId id, FinishReason reason, const absl::Status& status);
 
-  // Refuses new work, waits until all running work is done or `limit` has passed, then cancels the
-  // rest (kUnavailable) and returns the number cancelled. Blocks the caller.
+  // Refuses new work, waits until all accepted work is done or `limit` has passed, then cancels the
+  // rest (kUnavailable) and returns the number of requests cancelled. Blocks the caller, at the
+  // limit until the step in flight has ended.
   int64_t drain(Duration limit);
 
+  // Ends after the step in flight; what is left then ends with kCancelled and kUnavailable.
   void stop();
 
-  // True while the loop moves or is idle by right: no step in flight, or progress within `patience`.
+  // True while the loop moves or is idle by right: no step in flight, or progress within `patience`
+  // as seen by the calls. False once the engine has failed.
   [[nodiscard]] bool alive(Duration patience) const;
 
   [[nodiscard]] SchedulerStats stats() const;  // as of the last step

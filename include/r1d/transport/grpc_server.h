@@ -20,6 +20,8 @@ struct GrpcOptions {
   int32_t stream_buffer_tokens = 4096;
   int32_t max_concurrent_streams = 1024;
   std::chrono::milliseconds max_request_time{3600000};
+  // How long a client may take to read what is left once the engine is done with its request.
+  std::chrono::milliseconds max_tail_time{60000};
 };
 
 // What GetModel and GetServerInfo answer, set once the model is loaded.
@@ -59,7 +61,7 @@ class GrpcServer {
   virtual void model_loaded(const ServedModel& model) = 0;
   // grpc.health.v1: "" and r1d.v1.InferenceService; Watch subscribers are told.
   virtual void set_serving(bool serving) = 0;
-  // Streams still open after `grace` are cut.
+  // Returns when every generating call has ended; those still open after `grace` are cut.
   virtual void shutdown(std::chrono::milliseconds grace) = 0;
 };
 

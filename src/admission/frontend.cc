@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "r1d/admission/frontend.h"
+
+#include <atomic>
+#include <random>
+#include <utility>
+
+#include "r1d/base/check.h"
+#include "r1d/base/log.h"
+#include "r1d/base/mutex.h"
+#include "r1d/base/random.h"
+#include "r1d/base/status.h"
+
+namespace r1d::admission {
+namespace {
+
+// A full queue drains by a request or so a second; a restarted replica takes longer to load.
+constexpr auto kRetryWhenFull = std::chrono::seconds(1);
+constexpr auto kRetryWhenDraining = std::chrono::seconds(1);
+constexpr auto kRetryWhenLoading = std::chrono::seconds(5);
+
+uint64_t seed_from_device() {
+  std::random_device device;
+  return (static_cast<uint64_t>(device()) << 32) | device();
+}
+
+}  // namespace
+
+// The loop is called without the lock, so its users are counted and detach() waits for them: after
+// it returns nobody holds the pointer.
+class Frontend::Impl {
+ public:
+  explicit Impl(const Clock& clock) : clock_(clock) {}
+  ~Impl() { detach(); }
+
+  void attach(const Limits& limits, scheduler::StepLoop& loop) {
+    const base::MutexLock lock(mu_);
+    R1D_CHECK(loop_ == nullptr);
+    limits_ = std::make_shared<const Limits>(limits);
+    loop_ = &loop;
+    if (state_ == State::kLoading) state_ = State::kServing;
+  }
+
+  void begin_drain() {
+    const base::MutexLock lock(mu_);
+    if (state_ != State::kFailed) state_ = State::kDraining;
+  }
+
+  void fail(const absl::Status& why) {
+    const base::MutexLock lock(mu_);
+    if (state_ == State::kFailed) return;
+    state_ = State::kFailed;
+    why_ = message_of(why);
+  }
+
+  void detach() {
+    const base::MutexLock lock(mu_);
+    loop_ = nullptr;
+    if (state_ == State::kServing) state_ = State::kDraining;
+    while (num_users_ > 0) unused_.wait(mu_);
+  }
+
+  State state() const {
+    const base::MutexLock lock(mu_);
+    return state_;
+  }
+
+  std::shared_ptr<const Limits> limits() const {
+    const base::MutexLock lock(mu_);
+    return limits_;
+  }
+
+  std::optional<scheduler::SchedulerStats> load() {
+    const LoopUse use(*this);
+    if (use.loop() == nullptr) return std::nullopt;
+    return use.loop()->stats();
+  }
+
+  absl::StatusOr<RequestId> submit(const GenerateRequest& request,
+                                   std::shared_ptr<scheduler::OutputSink> sink) {
+    R1D_RETURN_IF_ERROR(check_serving());
+    const RequestId id = next_id_.fetch_add(1, std::memory_order_relaxed);
+    const auto current = limits();
+    R1D_ASSIGN_OR_RETURN(scheduler::Request checked,
+                         validate(request, *current, base::random_bits(seed_, id)));
+    checked.id = id;
+    checked.arrival = clock_.now();
+    checked.sink = std::move(sink);
+    if (checked.deadline.has_value() && *checked.deadline <= checked.arrival) {
+      return deadline_exceeded("the deadline had passed when the request arrived");
+    }
+    log_->debug("request_id={} label=\"{}\": {} prompt tokens, n {}, priority {}",
+                id,
+                request.request_id,
+                checked.prompt.size(),
+                checked.n,
+                checked.priority);
+    R1D_RETURN_IF_ERROR(hand_to_loop(std::move(checked)));
+    return id;
+  }
+
+  void cancel(RequestId id, const absl::Status& why) {
+    const LoopUse use(*this);
+    if (use.loop() == nullptr) return;
+    const auto reason = why.code() == absl::StatusCode::kDeadlineExceeded
+                            ? scheduler::FinishReason::kDeadline
+                            : scheduler::FinishReason::kCancelled;
+    use.loop()->cancel(id, reason, why);
+  }
+
+ private:
+  // Keeps the loop for the length of a call; null when there is none.
+  class LoopUse {
+   public:
+    explicit LoopUse(Impl& impl) : impl_(impl) {
+      const base::MutexLock lock(impl_.mu_);
+      loop_ = impl_.loop_;
+      ++impl_.num_users_;
+    }
+    ~LoopUse() {
+      const base::MutexLock lock(impl_.mu_);
+      if (--impl_.num_users_ == 0) impl_.unused_.notify_all();
+    }
+    LoopUse(const LoopUse&) = delete;
+    LoopUse& operator=(const LoopUse&) = delete;
+    [[nodiscard]] scheduler::StepLoop* loop() const { return loop_; }
+
+   private:
+    Impl& impl_;
+    scheduler::StepLoop* loop_ = nullptr;
+  };
+
+  absl::Status check_serving() const {
+    const base::MutexLock lock(mu_);
+    switch (state_) {
+      case State::kServing:
+        return absl::OkStatus();
+      case State::kLoading:
+        return with_retry_after(unavailable("the model is still loading"), kRetryWhenLoading);
+      case State::kDraining:
+        return with_retry_after(unavailable("the server is draining and takes no new requests"),
+                                kRetryWhenDraining);
+      case State::kFailed:
+        return unavailable("the engine was lost: {}", why_);
+    }
+    return internal_error("unknown state");
+  }
+
+  absl::Status hand_to_loop(scheduler::Request request) {
+    const LoopUse use(*this);
+    absl::Status status = use.loop() != nullptr
+                              ? use.loop()->submit(std::move(request))
+                              : unavailable("the server is draining and takes no new requests");
+    if (absl::IsResourceExhausted(status)) return with_retry_after(status, kRetryWhenFull);
+    if (absl::IsUnavailable(status)) return with_retry_after(status, kRetryWhenDraining);
+    return status;
+  }
+
+  const Clock& clock_;
+  const std::shared_ptr<spdlog::logger> log_ = base::make_logger("admission");
+  const uint64_t seed_ = seed_from_device();
+  std::atomic<RequestId> next_id_{1};
+
+  mutable base::Mutex mu_;
+  base::CondVar unused_;
+  State state_ ABSL_GUARDED_BY(mu_) = State::kLoading;
+  std::string why_ ABSL_GUARDED_BY(mu_);
+  std::shared_ptr<const Limits> limits_ ABSL_GUARDED_BY(mu_);  // set once, by attach()
+  scheduler::StepLoop* loop_ ABSL_GUARDED_BY(mu_) = nullptr;
+  int32_t num_users_ ABSL_GUARDED_BY(mu_) = 0;
+};
+
+Frontend::Frontend(const Clock& clock) : impl_(std::make_unique<Impl>(clock)) {}
+Frontend::~Frontend() = default;
+
+void Frontend::attach(const Limits& limits, scheduler::StepLoop& loop) {
+  impl_->attach(limits, loop);
+}
+void Frontend::begin_drain() {
+  impl_->begin_drain();
+}
+void Frontend::fail(const absl::Status& why) {
+  impl_->fail(why);
+}
+void Frontend::detach() {
+  impl_->detach();
+}
+Frontend::State Frontend::state() const {
+  return impl_->state();
+}
+std::shared_ptr<const Limits> Frontend::limits() const {
+  return impl_->limits();
+}
+std::optional<scheduler::SchedulerStats> Frontend::load() const {
+  return impl_->load();
+}
+
+absl::StatusOr<RequestId> Frontend::submit(const GenerateRequest& request,
+                                           std::shared_ptr<scheduler::OutputSink> sink) {
+  return impl_->submit(request, std::move(sink));
+}
+
+void Frontend::cancel(RequestId id, const absl::Status& why) {
+  impl_->cancel(id, why);
+}
+
+}  // namespace r1d::admission

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+// The command line: each subcommand fills its options and leaves an action for run().
+#include "r1d/cli/cli.h"
+
+#include <cstdio>
+#include <functional>
+#include <list>
+#include <memory>
+#include <string>
+#include <unistd.h>
+#include <utility>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+
+#include "r1d/base/log.h"
+#include "r1d/base/status.h"
+#include "r1d/base/version.h"
+#include "r1d/config/config.h"
+#include "r1d/device/gpu_info.h"
+#include "r1d/ops/cpu_ops.h"
+
+#include "cli/commands.h"
+
+namespace r1d::cli {
+namespace {
+
+using Action = std::function<absl::Status()>;
+
+std::vector<std::string> environment_entries() {
+  std::vector<std::string> entries;
+  for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry)
+    entries.emplace_back(*entry);
+  return entries;
+}
+
+struct ServeFlags {
+  std::string config_file;
+  std::string port_file;
+  bool check_config = false;
+  bool print_config = false;
+  std::list<std::pair<std::string, std::string>>
+      values;  // (key, text); nodes stay where CLI11 points
+};
+
+absl::Status run_serve(const ServeFlags& flags) {
+  config::Overrides overrides;
+  for (const auto& [key, text] : flags.values) {
+    if (!text.empty()) overrides.emplace_back(key, text);
+  }
+  R1D_ASSIGN_OR_RETURN(const config::Config config,
+                       config::load(flags.config_file, environment_entries(), overrides));
+  if (flags.print_config) std::fputs(config::print(config).c_str(), stdout);
+  if (flags.check_config) std::puts("configuration ok");
+  if (flags.print_config || flags.check_config) return absl::OkStatus();
+  base::init_logging(config.log.level,
+                     config.log.format == "json" ? base::LogFormat::kJson : base::LogFormat::kText);
+  return serve({.config = config, .port_file = flags.port_file});
+}
+
+void add_serve(CLI::App& app, Action& action) {
+  CLI::App* command =
+      app.add_subcommand("serve", "Load a model and answer over gRPC until SIGTERM");
+  auto flags = std::make_shared<ServeFlags>();
+  command->add_option(
+      "--config", flags->config_file, "YAML file; flags and R1D_SECTION__KEY override it");
+  command->add_option(
+      "--port-file",
+      flags->port_file,
+      "Write {\"grpc\": port, \"management\": port} here once both listeners are bound");
+  command->add_flag("--check-config", flags->check_config, "Check the configuration and exit");
+  command->add_flag(
+      "--print-config", flags->print_config, "Print the whole configuration and exit");
+  for (const config::KeyInfo& key : config::keys()) {
+    std::string& text = flags->values.emplace_back(key.key, "").second;
+    const std::string range = key.range.empty() ? "" : fmt::format(" ({})", key.range);
+    command
+        ->add_option(key.flag, text, fmt::format("{}{} [{}]", key.help, range, key.default_value))
+        ->type_name(key.type)
+        ->group(key.key.substr(0, key.key.find('.')));
+  }
+  command->callback([flags, &action] { action = [flags] { return run_serve(*flags); }; });
+}
+
+void add_inspect(CLI::App& app, Action& action) {
+  CLI::App* command =
+      app.add_subcommand("inspect", "Print what a checkpoint holds and what a rank needs");
+  auto options = std::make_shared<InspectOptions>();
+  command->add_option("model", options->dir, "Hugging Face directory")->required();
+  command->add_option("--world-size", options->world_size, "Ranks to share the model")
+      ->capture_default_str();
+  command->add_flag("--expert-parallel", options->expert_parallel, "Whole experts a rank");
+  command->callback([options, &action] { action = [options] { return inspect(*options); }; });
+}
+
+void add_golden(CLI::App& app, Action& action) {
+  CLI::App* command = app.add_subcommand(
+      "golden",
+      "Compare the engine with recorded logits and tokens (golden.json, golden.safetensors)");
+  auto options = std::make_shared<GoldenOptions>();
+  command->add_option("dir", options->dir, "Checkpoint directory with golden files")->required();
+  command->add_option("--world-size", options->world_size, "Ranks")
+      ->check(CLI::IsMember({1, 2, 4, 8}))
+      ->capture_default_str();
+  command->add_option("--batch", options->batch, "Sequences side by side")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  command->add_option("--chunk", options->chunk, "Tokens a step at most; 0: whole prompts")
+      ->check(CLI::Range(0, 1 << 20))
+      ->capture_default_str();
+  command->add_option("--block-size", options->block_size, "Tokens a KV block")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  command->add_option("--kv-cache-dtype", options->kv_cache_dtype, "Latent cache")
+      ->check(CLI::IsMember({"f32", "bf16"}))
+      ->capture_default_str();
+  command->add_flag("--prefix-hit",
+                    options->prefix_hit,
+                    "Ask twice, judge the answers that used the prefix cache");
+  command->add_flag("--preempt", options->preempt, "Take all blocks away every few steps");
+  command->add_flag("--expert-parallel", options->expert_parallel, "Whole experts a rank");
+  command->add_flag(
+      "--bf16-dot", options->bf16_dot, "AVX-512 BF16 products where the CPU has them");
+  command->callback([options, &action] { action = [options] { return golden(*options); }; });
+}
+
+void add_generate(CLI::App& app, Action& action) {
+  CLI::App* command = app.add_subcommand("generate", "Ask a running daemon and stream the tokens");
+  auto options = std::make_shared<GenerateOptions>();
+  command->add_option("--address", options->address, "host:port")->capture_default_str();
+  command->add_option("--token-ids", options->token_ids, "Prompt, comma separated")
+      ->delimiter(',')
+      ->required();
+  command->add_option("--max-tokens", options->max_tokens, "Output tokens at most")
+      ->capture_default_str();
+  command->add_option("--temperature", options->temperature, "0: greedy")->capture_default_str();
+  command->callback([options, &action] { action = [options] { return generate(*options); }; });
+}
+
+void add_version(CLI::App& app, Action& action) {
+  CLI::App* command =
+      app.add_subcommand("version", "Print the version and what this machine offers");
+  command->callback([&action] {
+    action = [] {
+      fmt::print("r1d {}\ncpu: {}\ngpu: {}\n",
+                 base::version(),
+                 ops::cpu_target(/*bf16_dot=*/true),
+                 device::describe_gpus());
+      return absl::OkStatus();
+    };
+  });
+}
+
+}  // namespace
+
+int run(int argc, char** argv) {
+  CLI::App app("r1d serves DeepSeek-R1 / V3 checkpoints as they are");
+  app.require_subcommand(1);
+  app.set_version_flag("--version", std::string("r1d ") + base::version());
+  Action action;
+  add_serve(app, action);
+  add_generate(app, action);
+  add_inspect(app, action);
+  add_golden(app, action);
+  add_version(app, action);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  const absl::Status status = action();
+  if (status.ok()) return 0;
+  std::fprintf(stderr, "r1d: %s\n", message_of(status).c_str());
+  return 1;
+}
+
+}  // namespace r1d::cli

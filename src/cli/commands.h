@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+// The subcommands behind run(): each takes its parsed options and returns what went wrong.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <absl/status/status.h>
+
+#include "r1d/config/config.h"
+
+namespace r1d::cli {
+
+struct ServeOptions {
+  config::Config config;
+  std::string port_file;  // "": none; else gets {"grpc": port, "management": port}
+};
+// The daemon: returns when it has drained. kUnavailable when the engine was lost.
+[[nodiscard]] absl::Status serve(const ServeOptions& options);
+
+struct GoldenOptions {
+  std::string dir;
+  int32_t world_size = 1;
+  int32_t batch = 1;  // sequences side by side
+  int32_t chunk = 0;  // tokens a step at most; 0: whole prompts
+  int32_t block_size = 16;
+  bool prefix_hit = false;  // ask twice; the second time the prompt comes from the prefix cache
+  bool preempt = false;     // take every sequence's blocks away every few steps
+  bool expert_parallel = false;
+  bool bf16_dot = false;
+  std::string kv_cache_dtype = "f32";
+};
+// kFailedPrecondition when a case is outside its tolerance.
+[[nodiscard]] absl::Status golden(const GoldenOptions& options);
+
+struct GenerateOptions {
+  std::string address = "127.0.0.1:50051";
+  std::vector<int32_t> token_ids;
+  int32_t max_tokens = 16;
+  double temperature = 0;
+};
+// A client: streams tokens from a running daemon to standard output.
+[[nodiscard]] absl::Status generate(const GenerateOptions& options);
+
+struct InspectOptions {
+  std::string dir;
+  int32_t world_size = 1;
+  bool expert_parallel = false;
+};
+[[nodiscard]] absl::Status inspect(const InspectOptions& options);
+
+}  // namespace r1d::cli

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+// `r1d golden`: runs recorded prompts through the real scheduler and engine and judges the answers.
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "r1d/base/check.h"
+#include "r1d/base/clock.h"
+#include "r1d/base/status.h"
+#include "r1d/engine/engine.h"
+#include "r1d/scheduler/scheduler.h"
+
+#include "cli/commands.h"
+#include "cli/golden_cases.h"
+
+namespace r1d::cli {
+namespace {
+
+// What came back for one request.
+class Answer final : public scheduler::OutputSink {
+ public:
+  void on_token(scheduler::TokenEvent event) override {
+    if (tokens.empty()) logits = std::move(event.token.logits);
+    tokens.push_back(event.token.token);
+  }
+  void on_finish(const scheduler::FinishEvent& event) override { finish = event; }
+
+  std::vector<TokenId> tokens;
+  std::vector<float> logits;
+  scheduler::FinishEvent finish;
+};
+
+// Every how many steps --preempt takes all blocks away: odd, so that it falls into prefill chunks
+// and decodes alike.
+constexpr int64_t kPreemptEvery = 7;
+
+class GoldenRun {
+ public:
+  GoldenRun(const GoldenOptions& options,
+            const std::vector<GoldenCase>& cases,
+            engine::Engine& engine,
+            int32_t budget)
+      : options_(options),
+        cases_(cases),
+        engine_(engine),
+        scheduler_({.max_batch_size = std::min(options.batch, budget),
+                    .max_num_batched_tokens = budget,
+                    .max_model_len = engine.cache().max_model_len,
+                    .max_waiting_requests = 1 << 20,
+                    .block_size = options.block_size,
+                    .num_blocks = engine.cache().num_blocks,
+                    .prefix_cache = options.prefix_hit}) {}
+
+  // Asks every case (again and again until `batch` are side by side), runs to the end.
+  absl::StatusOr<std::vector<std::shared_ptr<Answer>>> ask_all() {
+    const size_t count = std::max(cases_.size(), static_cast<size_t>(options_.batch));
+    std::vector<std::shared_ptr<Answer>> answers;
+    for (size_t i = 0; i < count; ++i) {
+      answers.push_back(std::make_shared<Answer>());
+      R1D_RETURN_IF_ERROR(scheduler_.add(request(i, answers.back()), clock_.now()));
+    }
+    R1D_RETURN_IF_ERROR(run_to_end());
+    for (const auto& answer : answers) R1D_RETURN_IF_ERROR(answer->finish.status);
+    return answers;
+  }
+
+  [[nodiscard]] int64_t num_preemptions() const { return scheduler_.stats().num_preemptions; }
+
+ private:
+  scheduler::Request request(size_t index, std::shared_ptr<Answer> answer) {
+    const GoldenCase& expected = cases_[index % cases_.size()];
+    scheduler::Request request;
+    request.id = ++last_id_;
+    request.prompt = expected.prompt;
+    request.sampling.temperature = 0;
+    request.sampling.max_tokens = static_cast<int32_t>(expected.greedy.size());
+    request.capture_logits = true;
+    request.arrival = clock_.now();
+    request.sink = std::move(answer);
+    return request;
+  }
+
+  absl::Status run_to_end() {
+    for (int64_t step = 1; !scheduler_.idle(); ++step) {
+      R1D_CHECK(scheduler_.plan(clock_.now()).kind == scheduler::Decision::Kind::kRun);
+      R1D_ASSIGN_OR_RETURN(engine::StepOutput output, engine_.execute(scheduler_.batch()));
+      scheduler_.commit(std::move(output), clock_.now());
+      if (options_.preempt && step % kPreemptEvery == 0) scheduler_.preempt_all();
+    }
+    return absl::OkStatus();
+  }
+
+  const GoldenOptions& options_;
+  const std::vector<GoldenCase>& cases_;
+  engine::Engine& engine_;
+  const SteadyClock clock_;
+  scheduler::Scheduler scheduler_;
+  RequestId last_id_ = 0;
+};
+
+double tolerance_of(const GoldenOptions& options) {
+  return options.bf16_dot || options.kv_cache_dtype == "bf16" ? 2e-2 : 1e-3;
+}
+
+// Prints a line a case; false when one failed.
+bool report(const std::vector<GoldenCase>& cases,
+            const std::vector<std::shared_ptr<Answer>>& answers,
+            double tolerance) {
+  bool passed = true;
+  for (size_t i = 0; i < answers.size(); ++i) {
+    const GoldenCase& expected = cases[i % cases.size()];
+    const GoldenVerdict verdict =
+        judge(expected, answers[i]->tokens, answers[i]->logits, tolerance);
+    const std::string greedy =
+        verdict.matching_tokens == static_cast<int32_t>(expected.greedy.size())
+            ? "all match"
+            : fmt::format("differ at {} (gap {:.4g}, {})",
+                          verdict.matching_tokens,
+                          expected.gap[static_cast<size_t>(verdict.matching_tokens)],
+                          verdict.excused ? "excused" : "NOT excused");
+    fmt::print(
+        "case {}: prompt {} tokens ({} from cache), logits relative L2 {:.2e}, {} greedy tokens "
+        "{}: {}\n",
+        i % cases.size(),
+        expected.prompt.size(),
+        answers[i]->finish.num_cached_tokens,
+        verdict.logits_error,
+        expected.greedy.size(),
+        greedy,
+        verdict.passed ? "ok" : "FAILED");
+    passed = passed && verdict.passed;
+  }
+  return passed;
+}
+
+// The full blocks of every prompt, less its last token, must have come from the cache.
+absl::Status check_hits(const GoldenOptions& options,
+                        const std::vector<GoldenCase>& cases,
+                        const std::vector<std::shared_ptr<Answer>>& answers) {
+  for (size_t i = 0; i < answers.size(); ++i) {
+    const auto prompt = static_cast<int32_t>(cases[i % cases.size()].prompt.size());
+    const int32_t expected = (prompt - 1) / options.block_size * options.block_size;
+    const int32_t found = answers[i]->finish.num_cached_tokens;
+    if (found < expected) {
+      return failed_precondition(
+          "case {}: {} prompt tokens came from the prefix cache, expected {}",
+          i % cases.size(),
+          found,
+          expected);
+    }
+  }
+  return absl::OkStatus();
+}
+
+engine::EngineOptions golden_engine_options(const GoldenOptions& options,
+                                            int32_t longest,
+                                            int32_t budget) {
+  return {.world_size = options.world_size,
+          .expert_split = options.expert_parallel ? checkpoint::ExpertSplit::kExpert
+                                                  : checkpoint::ExpertSplit::kTensor,
+          .kv_cache_dtype = options.kv_cache_dtype == "bf16" ? DType::kBF16 : DType::kF32,
+          .block_size = options.block_size,
+          .max_model_len = longest,
+          .max_num_batched_tokens = budget,
+          .max_batch_size = options.batch,
+          .bf16_dot = options.bf16_dot};
+}
+
+}  // namespace
+
+absl::Status golden(const GoldenOptions& options) {
+  R1D_ASSIGN_OR_RETURN(const auto weights, checkpoint::open_hugging_face(options.dir));
+  R1D_ASSIGN_OR_RETURN(const auto cases,
+                       load_golden_cases(options.dir, weights->config().vocab_size));
+  int32_t longest = 0;
+  for (const GoldenCase& expected : cases) {
+    longest = std::max(longest,
+                       static_cast<int32_t>(expected.prompt.size() + expected.greedy.size()) + 1);
+  }
+  const int32_t budget = options.chunk > 0 ? options.chunk : longest * options.batch;
+  R1D_ASSIGN_OR_RETURN(
+      const auto engine,
+      engine::Engine::create(*weights,
+                             golden_engine_options(options, longest, budget),
+                             static_cast<TokenId>(weights->config().vocab_size - 1),
+                             {}));
+  fmt::print("{}: {} cases on {}, world size {}\n",
+             options.dir,
+             cases.size(),
+             engine->device(),
+             options.world_size);
+
+  GoldenRun run(options, cases, *engine, budget);
+  R1D_ASSIGN_OR_RETURN(auto answers, run.ask_all());
+  if (options.prefix_hit) {
+    R1D_ASSIGN_OR_RETURN(answers, run.ask_all());
+    R1D_RETURN_IF_ERROR(check_hits(options, cases, answers));
+  }
+  if (options.preempt && run.num_preemptions() == 0) {
+    return failed_precondition("--preempt: nothing was preempted; the continuations are too short");
+  }
+  if (!report(cases, answers, tolerance_of(options))) {
+    return failed_precondition("the answers differ from the reference by more than {:g}",
+                               tolerance_of(options));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace r1d::cli

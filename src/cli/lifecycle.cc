@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/lifecycle.h"
+
+#include <csignal>
+#include <unistd.h>
+
+namespace r1d::cli {
+namespace {
+
+// SIGUSR1 is not for users: the destructor wakes the watcher with it.
+constexpr int kWatcherQuit = SIGUSR1;
+
+sigset_t watched_signals() {
+  sigset_t set;
+  sigemptyset(&set);
+  for (const int signal : {SIGTERM, SIGINT, kWatcherQuit}) sigaddset(&set, signal);
+  return set;
+}
+
+}  // namespace
+
+Lifecycle::Lifecycle() {
+  const sigset_t set = watched_signals();
+  pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  std::signal(SIGPIPE, SIG_IGN);  // a client that went away is a failed write, not the end
+  watcher_ = std::thread([this] { watch_signals(); });
+}
+
+Lifecycle::~Lifecycle() {
+  pthread_kill(watcher_.native_handle(), kWatcherQuit);
+  watcher_.join();
+}
+
+absl::Status Lifecycle::wait() {
+  base::MutexLock lock(mu_);
+  while (!outcome_) changed_.wait(mu_);
+  return *outcome_;
+}
+
+void Lifecycle::engine_lost(const absl::Status& why) {
+  end_with(why);
+}
+
+void Lifecycle::end_with(const absl::Status& why) {
+  {
+    base::MutexLock lock(mu_);
+    if (!outcome_) outcome_ = why;
+  }
+  changed_.notify_all();
+}
+
+void Lifecycle::watch_signals() {
+  const sigset_t set = watched_signals();
+  while (true) {
+    int signal = 0;
+    if (sigwait(&set, &signal) != 0 || signal == kWatcherQuit) return;
+    if (stop_requested_.exchange(true)) _exit(128 + signal);
+    end_with(absl::OkStatus());
+  }
+}
+
+}  // namespace r1d::cli

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <atomic>
+#include <optional>
+#include <thread>
+
+#include <absl/status/status.h>
+
+#include "r1d/base/mutex.h"
+
+namespace r1d::cli {
+
+// Why the daemon's main thread wakes up: the first SIGTERM or SIGINT, or the loss of the engine.
+// A second signal ends the process at once with status 128 + its number.
+// Lifecycle: constructed before any other thread starts, so that all inherit the blocked signals.
+// Threads: thread-safe.
+class Lifecycle {
+ public:
+  Lifecycle();
+  ~Lifecycle();
+  Lifecycle(const Lifecycle&) = delete;
+  Lifecycle& operator=(const Lifecycle&) = delete;
+
+  // Blocks until there is a reason to end: OK for a signal, else why the engine was lost.
+  [[nodiscard]] absl::Status wait();
+
+  [[nodiscard]] bool stop_requested() const { return stop_requested_.load(); }
+
+  void engine_lost(const absl::Status& why);
+
+ private:
+  void watch_signals();
+  void end_with(const absl::Status& why);
+
+  std::atomic<bool> stop_requested_{false};
+  base::Mutex mu_;
+  base::CondVar changed_;
+  std::optional<absl::Status> outcome_ ABSL_GUARDED_BY(mu_);
+  std::thread watcher_;
+};
+
+}  // namespace r1d::cli

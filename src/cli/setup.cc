@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/setup.h"
+
+#include <filesystem>
+#include <utility>
+
+#include "r1d/base/status.h"
+
+namespace r1d::cli {
+namespace {
+
+using checkpoint::ModelConfig;
+
+DType cache_dtype(const std::string& name) {
+  return name == "bf16" ? DType::kBF16 : DType::kF32;  // auto: f32 on the CPU
+}
+
+std::string served_name(const config::ModelSettings& settings) {
+  if (!settings.name.empty()) return settings.name;
+  const std::string& origin = settings.path.empty() ? settings.config_file : settings.path;
+  const std::filesystem::path path = std::filesystem::path(origin).lexically_normal();
+  const std::filesystem::path last =
+      path.has_filename() ? path.filename() : path.parent_path().filename();
+  return last.string();
+}
+
+// The dtype most weights have, from one that every layer owns.
+std::string weight_dtype(const checkpoint::WeightSource& weights) {
+  const auto stored = weights.find("model.layers.0.self_attn.o_proj.weight");
+  if (!stored.ok()) return "unknown";
+  switch (stored->dtype) {
+    case DType::kF8E4M3:
+      return "fp8_e4m3";
+    case DType::kBF16:
+      return "bf16";
+    case DType::kF32:
+      return "f32";
+  }
+  return "unknown";
+}
+
+int64_t count_parameters(const ModelConfig& config) {
+  int64_t count = 0;
+  for (const auto& spec : checkpoint::expected_tensors(config, /*with_mtp=*/false)) {
+    count += spec.rows * spec.cols;
+  }
+  return count;
+}
+
+absl::StatusOr<ModelFiles> open_dummy(const config::ModelSettings& settings) {
+  R1D_ASSIGN_OR_RETURN(const ModelConfig config, ModelConfig::load(settings.config_file));
+  ModelFiles files;
+  files.weights = checkpoint::make_dummy_source(config, settings.dummy_seed);
+  files.last_token_id = static_cast<TokenId>(config.vocab_size - 1);
+  return files;
+}
+
+absl::StatusOr<ModelFiles> open_directory(const config::ModelSettings& settings) {
+  ModelFiles files;
+  R1D_ASSIGN_OR_RETURN(files.weights, checkpoint::open_hugging_face(settings.path));
+  R1D_ASSIGN_OR_RETURN(const std::optional<TokenId> last, checkpoint::last_token_id(settings.path));
+  const auto vocab_last = static_cast<TokenId>(files.weights->config().vocab_size - 1);
+  files.last_token_id = std::min(last.value_or(vocab_last), vocab_last);
+  R1D_ASSIGN_OR_RETURN(files.defaults, checkpoint::load_generation_defaults(settings.path));
+  return files;
+}
+
+}  // namespace
+
+absl::StatusOr<ModelFiles> open_model(const config::ModelSettings& settings) {
+  R1D_ASSIGN_OR_RETURN(
+      ModelFiles files,
+      settings.load_format == "dummy" ? open_dummy(settings) : open_directory(settings));
+  files.name = served_name(settings);
+  return files;
+}
+
+engine::EngineOptions engine_options(const config::Config& config) {
+  return {.world_size = config.engine.world_size,
+          .num_threads = config.engine.num_threads,
+          .expert_split = config.engine.expert_parallel ? checkpoint::ExpertSplit::kExpert
+                                                        : checkpoint::ExpertSplit::kTensor,
+          .kv_cache_dtype = cache_dtype(config.engine.kv_cache_dtype),
+          .kv_cache_bytes = config.engine.kv_cache_memory_bytes,
+          .block_size = config.scheduler.block_size,
+          .max_model_len = config.scheduler.max_model_len,
+          .max_num_batched_tokens = config.scheduler.max_num_batched_tokens,
+          .max_batch_size = config.scheduler.max_batch_size,
+          .bf16_dot = config.engine.bf16_dot,
+          .with_mtp = config.engine.load_mtp};
+}
+
+scheduler::SchedulerOptions scheduler_options(const config::SchedulerSettings& settings,
+                                              const engine::CachePlan& cache) {
+  return {.max_batch_size = settings.max_batch_size,
+          .max_num_batched_tokens = settings.max_num_batched_tokens,
+          .max_model_len = cache.max_model_len,
+          .max_waiting_requests = settings.max_waiting_requests,
+          .block_size = settings.block_size,
+          .num_blocks = cache.num_blocks,
+          .batch_timeout = settings.batch_timeout,
+          .priority_aging = settings.priority_aging,
+          .prefix_cache = settings.prefix_cache};
+}
+
+admission::Limits admission_limits(const ModelFiles& files, const engine::CachePlan& cache) {
+  const ModelConfig& config = files.weights->config();
+  admission::Limits limits;
+  limits.max_model_len = cache.max_model_len;
+  limits.vocab_size = config.vocab_size;
+  limits.last_token_id = files.last_token_id;
+  limits.eos_token_ids =
+      files.defaults.eos_token_ids.empty() ? config.eos_token_ids : files.defaults.eos_token_ids;
+  limits.default_temperature = files.defaults.temperature.value_or(limits.default_temperature);
+  limits.default_top_p = files.defaults.top_p.value_or(limits.default_top_p);
+  limits.default_top_k = files.defaults.top_k.value_or(limits.default_top_k);
+  limits.model_name = files.name;
+  return limits;
+}
+
+transport::GrpcOptions grpc_options(const config::ServerSettings& settings) {
+  return {.address = settings.grpc_address,
+          .reflection = settings.reflection,
+          .max_request_bytes = settings.max_request_bytes,
+          .stream_buffer_tokens = settings.stream_buffer_tokens,
+          .max_concurrent_streams = settings.max_concurrent_streams,
+          .max_request_time = settings.max_request_time};
+}
+
+transport::ServedModel served_model(const ModelFiles& files,
+                                    const config::Config& config,
+                                    const engine::Engine& engine) {
+  const ModelConfig& model = files.weights->config();
+  return {
+      .name = files.name,
+      .architecture = model.architecture,
+      .num_parameters = count_parameters(model),
+      .num_layers = model.num_hidden_layers,
+      .hidden_size = model.hidden_size,
+      .vocab_size = model.vocab_size,
+      .max_model_len = engine.cache().max_model_len,
+      .weight_dtype = weight_dtype(*files.weights),
+      .kv_cache_dtype = cache_dtype(config.engine.kv_cache_dtype) == DType::kBF16 ? "bf16" : "f32",
+      .kv_bytes_per_token = engine.cache().bytes_per_token,
+      .block_size = config.scheduler.block_size,
+      .num_blocks = engine.cache().num_blocks,
+      .world_size = config.engine.world_size,
+      .has_tokenizer = false,
+      .has_mtp = files.weights->has_mtp(),
+      .device = engine.device()};
+}
+
+}  // namespace r1d::cli

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// From a validated Config to the options of each stage.
+#pragma once
+
+#include <memory>
+#include <optional>
+
+#include <absl/status/statusor.h>
+
+#include "r1d/admission/frontend.h"
+#include "r1d/checkpoint/weight_source.h"
+#include "r1d/config/config.h"
+#include "r1d/engine/engine.h"
+#include "r1d/scheduler/scheduler.h"
+#include "r1d/transport/grpc_server.h"
+
+namespace r1d::cli {
+
+// What the model's directory says besides the weights.
+struct ModelFiles {
+  std::unique_ptr<checkpoint::WeightSource> weights;
+  std::string name;
+  TokenId last_token_id = 0;
+  checkpoint::GenerationDefaults defaults;
+};
+[[nodiscard]] absl::StatusOr<ModelFiles> open_model(const config::ModelSettings& settings);
+
+[[nodiscard]] engine::EngineOptions engine_options(const config::Config& config);
+
+[[nodiscard]] scheduler::SchedulerOptions scheduler_options(
+    const config::SchedulerSettings& settings, const engine::CachePlan& cache);
+
+[[nodiscard]] admission::Limits admission_limits(const ModelFiles& files,
+                                                 const engine::CachePlan& cache);
+
+[[nodiscard]] transport::GrpcOptions grpc_options(const config::ServerSettings& settings);
+
+[[nodiscard]] transport::ServedModel served_model(const ModelFiles& files,
+                                                  const config::Config& config,
+                                                  const engine::Engine& engine);
+
+}  // namespace r1d::cli

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "config/schema.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+namespace r1d::config {
+namespace {
+
+constexpr int64_t kSecond = 1000;  // durations are in milliseconds
+constexpr int64_t kHour = 3600 * kSecond;
+constexpr int64_t kKi = int64_t{1} << 10;
+constexpr int64_t kGi = int64_t{1} << 30;
+constexpr int64_t kLargest = std::numeric_limits<int64_t>::max();
+
+struct Range {
+  int64_t min;
+  int64_t max;
+};
+
+using Choices = std::vector<std::string_view>;
+
+Key plain(Type type,
+          std::string_view name,
+          std::string_view flag,
+          FieldRef field,
+          std::string_view help) {
+  return {.name = name, .flag = flag, .type = type, .field = field, .choices = {}, .help = help};
+}
+
+Key number(Type type,
+           std::string_view name,
+           std::string_view flag,
+           FieldRef field,
+           Range range,
+           std::string_view help) {
+  Key key = plain(type, name, flag, field, help);
+  key.min = range.min;
+  key.max = range.max;
+  return key;
+}
+
+// A text, or an integer, out of a list.
+Key choice(Type type,
+           std::string_view name,
+           std::string_view flag,
+           FieldRef field,
+           Choices choices,
+           std::string_view help) {
+  Key key = number(type, name, flag, field, {0, kLargest}, help);
+  key.choices = std::move(choices);
+  return key;
+}
+
+#define R1D_FIELD(member) \
+  +[](Config& c) -> decltype((std::declval<Config&>().member)) { return c.member; }
+
+// clang-format off
+std::vector<Key> make_schema() {
+  using enum Type;
+  return {
+    plain(kString, "model.path", "--model", R1D_FIELD(model.path),
+          "Hugging Face directory of the checkpoint: config.json, safetensors, tokenizer. "
+          "Required unless model.load_format is dummy."),
+    plain(kString, "model.name", "--model-name", R1D_FIELD(model.name),
+          "Name that clients see. Empty: the last part of model.path."),
+    choice(kChoice, "model.load_format", "--load-format", R1D_FIELD(model.load_format),
+           {"auto", "safetensors", "dummy"},
+           "Where weights come from. auto: safetensors. dummy: random weights of the shapes that "
+           "model.config_file gives, for benchmarks."),
+    plain(kString, "model.config_file", "--model-config", R1D_FIELD(model.config_file),
+          "The config.json that dummy weights are made for."),
+    number(kInteger, "model.dummy_seed", "--dummy-seed", R1D_FIELD(model.dummy_seed), {0, kLargest},
+           "Seed of dummy weights; the same seed gives the same weights."),
+
+    choice(kInteger, "engine.world_size", "--world-size", R1D_FIELD(engine.world_size),
+           {"1", "2", "4", "8"},
+           "Ranks that share the model by tensor parallelism: heads, experts, vocabulary and "
+           "intermediate sizes are cut into so many parts."),
+    number(kInteger, "engine.num_threads", "--num-threads", R1D_FIELD(engine.num_threads), {0, 4096},
+           "Compute threads of all ranks together, at least one a rank. 0: one per core."),
+    plain(kBoolean, "engine.expert_parallel", "--expert-parallel", R1D_FIELD(engine.expert_parallel),
+          "Each rank holds whole experts instead of a part of every expert."),
+    choice(kChoice, "engine.kv_cache_dtype", "--kv-cache-dtype", R1D_FIELD(engine.kv_cache_dtype),
+           {"auto", "f32", "bf16"},
+           "Number format of the latent KV cache. auto: f32 on the CPU."),
+    number(kBytes, "engine.kv_cache_memory", "--kv-cache-memory", R1D_FIELD(engine.kv_cache_memory_bytes),
+           {0, kGi << 20},
+           "Memory of the latent KV cache on each rank. 0: a quarter of the free RAM."),
+    plain(kBoolean, "engine.bf16_dot", "--bf16-dot", R1D_FIELD(engine.bf16_dot),
+          "Use the CPU's bf16 dot-product instructions where it has them: faster, but activations "
+          "are rounded to bf16."),
+
+    number(kInteger, "scheduler.max_batch_size", "--max-batch-size", R1D_FIELD(scheduler.max_batch_size),
+           {1, 4096},
+           "Sequences in one step at most."),
+    number(kDuration, "scheduler.batch_timeout", "--batch-timeout", R1D_FIELD(scheduler.batch_timeout),
+           {0, 10 * kSecond},
+           "How long an idle engine may wait for more requests before its first step. 0ms: not at "
+           "all. A busy engine never waits."),
+    number(kInteger, "scheduler.max_num_batched_tokens", "--max-num-batched-tokens",
+           R1D_FIELD(scheduler.max_num_batched_tokens), {1, 1 << 17},
+           "Tokens in one step at most, prefill and decode together; longer prompts are computed in "
+           "chunks. At least scheduler.max_batch_size."),
+    number(kInteger, "scheduler.max_model_len", "--max-model-len", R1D_FIELD(scheduler.max_model_len),
+           {0, 1 << 20},
+           "Prompt and output tokens of a sequence at most; 2 or more. 0: what the model allows, as "
+           "far as the KV cache holds it."),
+    number(kInteger, "scheduler.block_size", "--block-size", R1D_FIELD(scheduler.block_size), {1, 1024},
+           "Tokens in a KV cache block."),
+    number(kInteger, "scheduler.max_waiting_requests", "--max-waiting-requests",
+           R1D_FIELD(scheduler.max_waiting_requests), {1, 1 << 20},
+           "Requests that may wait; one more is refused with RESOURCE_EXHAUSTED."),
+    plain(kBoolean, "scheduler.prefix_cache", "--prefix-cache", R1D_FIELD(scheduler.prefix_cache),
+          "Reuse the KV cache blocks of prompts that begin with the same tokens."),
+    number(kDuration, "scheduler.priority_aging", "--priority-aging", R1D_FIELD(scheduler.priority_aging),
+           {1, kHour},
+           "Waiting this long counts as one priority level, so that no request starves."),
+
+    plain(kAddress, "server.grpc_address", "--grpc-address", R1D_FIELD(server.grpc_address),
+          "Where the gRPC API listens. Port 0: any free port."),
+    plain(kAddress, "server.management_address", "--management-address",
+          R1D_FIELD(server.management_address),
+          "Where /metrics, /livez, /readyz, /startupz and /version are served. Port 0: any free port."),
+    plain(kBoolean, "server.reflection", "--reflection", R1D_FIELD(server.reflection),
+          "Let clients list the services and messages of the gRPC API."),
+    number(kBytes, "server.max_request_bytes", "--max-request-bytes",
+           R1D_FIELD(server.max_request_bytes), {kKi, kGi},
+           "Size of a gRPC request message at most."),
+    number(kInteger, "server.stream_buffer_tokens", "--stream-buffer-tokens",
+           R1D_FIELD(server.stream_buffer_tokens), {1, 1 << 20},
+           "Tokens of a stream that wait for its reader at most; a slower reader is cancelled."),
+    number(kInteger, "server.max_concurrent_streams", "--max-concurrent-streams",
+           R1D_FIELD(server.max_concurrent_streams), {1, 100000},
+           "Calls in flight on one connection at most."),
+    number(kDuration, "server.drain_timeout", "--drain-timeout", R1D_FIELD(server.drain_timeout),
+           {0, 24 * kHour},
+           "After SIGTERM, how long running requests may take to finish; then they are cancelled."),
+    number(kDuration, "server.liveness_timeout", "--liveness-timeout",
+           R1D_FIELD(server.liveness_timeout), {100, 24 * kHour},
+           "/livez fails when a step has taken this long. Set it above the slowest step."),
+    number(kDuration, "server.max_request_time", "--max-request-time",
+           R1D_FIELD(server.max_request_time), {1, 168 * kHour},
+           "Deadline of a request that brings none."),
+
+    choice(kChoice, "log.level", "--log-level", R1D_FIELD(log.level),
+           {"trace", "debug", "info", "warn", "error"},
+           "The least severe records that are written, to standard error."),
+    choice(kChoice, "log.format", "--log-format", R1D_FIELD(log.format), {"text", "json"},
+           "A readable line, or one JSON object, per record."),
+  };
+}
+// clang-format on
+
+#undef R1D_FIELD
+
+}  // namespace
+
+std::span<const Key> schema() {
+  static const std::vector<Key> keys = make_schema();
+  return keys;
+}
+
+const Key* find_key(std::string_view name) {
+  const auto keys = schema();
+  const auto it =
+      std::find_if(keys.begin(), keys.end(), [&](const Key& key) { return key.name == name; });
+  return it == keys.end() ? nullptr : &*it;
+}
+
+bool is_section(std::string_view name) {
+  const auto keys = schema();
+  return std::any_of(
+      keys.begin(), keys.end(), [&](const Key& key) { return key.section() == name; });
+}
+
+}  // namespace r1d::config

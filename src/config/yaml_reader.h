@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include <absl/status/statusor.h>
+
+#include "config/schema.h"
+
+namespace r1d::config {
+
+constexpr size_t kMaxYamlBytes = size_t{1} << 20;
+
+// One key with its value, as text, and the line it stands on.
+struct YamlEntry {
+  const Key* key = nullptr;  // of schema()
+  std::string value;
+  int line = 0;
+};
+
+// Reads sections of keys with plain values, the only form a configuration has, and refuses all
+// else: unknown names, lists, deeper levels, anchors and aliases, a second document, a key given
+// twice. Errors begin with "origin:line". Values are not judged here.
+// Cost: the parser's events are taken as they come and no tree is built, so memory stays in
+// proportion to the text, which may be kMaxYamlBytes long.
+[[nodiscard]] absl::StatusOr<std::vector<YamlEntry>> read_yaml(const std::string& text,
+                                                               const std::string& origin);
+
+}  // namespace r1d::config

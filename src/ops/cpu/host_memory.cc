@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/cpu/host_memory.h"
+
+#include <cstring>
+#include <new>
+#include <sys/mman.h>
+#include <utility>
+
+#include "r1d/base/status.h"
+
+namespace r1d::ops::cpu {
+namespace {
+
+constexpr std::align_val_t kAlignment{64};
+constexpr size_t kMappedBytes = size_t{2} << 20;  // a huge page; smaller pieces come from the heap
+
+std::byte* take(size_t bytes) {
+  if (bytes < kMappedBytes) {
+    void* data = ::operator new(bytes, kAlignment, std::nothrow);
+    if (data != nullptr) std::memset(data, 0, bytes);
+    return static_cast<std::byte*>(data);
+  }
+  void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (data == MAP_FAILED) return nullptr;
+  madvise(data, bytes, MADV_HUGEPAGE);  // a hint: slower without, not wrong
+  return static_cast<std::byte*>(data);
+}
+
+class HostBuffer final : public Buffer {
+ public:
+  explicit HostBuffer(HostMemory memory) : memory_(std::move(memory)) {}
+  [[nodiscard]] std::byte* data() override { return memory_.data(); }
+  [[nodiscard]] size_t size() const override { return memory_.size(); }
+
+ private:
+  HostMemory memory_;
+};
+
+}  // namespace
+
+HostMemory& HostMemory::operator=(HostMemory&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+void HostMemory::reset() {
+  if (data_ == nullptr) return;
+  if (size_ < kMappedBytes) {
+    ::operator delete(data_, kAlignment);
+  } else {
+    munmap(data_, size_);
+  }
+  data_ = nullptr;
+}
+
+absl::StatusOr<HostMemory> HostMemory::allocate(size_t bytes, const std::string& what) {
+  HostMemory memory;
+  memory.data_ = take(bytes);
+  if (memory.data_ == nullptr) {
+    return resource_exhausted("{}: cannot take {} bytes of host memory", what, bytes);
+  }
+  memory.size_ = bytes;
+  return memory;
+}
+
+std::unique_ptr<Buffer> make_buffer(HostMemory memory) {
+  return std::make_unique<HostBuffer>(std::move(memory));
+}
+
+}  // namespace r1d::ops::cpu

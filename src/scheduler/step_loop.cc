@@ -1,0 +1,338 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "r1d/scheduler/step_loop.h"
+
+#include <algorithm>
+#include <chrono>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "r1d/base/check.h"
+#include "r1d/base/log.h"
+#include "r1d/base/mutex.h"
+#include "r1d/base/status.h"
+
+#include "scheduler/liveness.h"
+#include "scheduler/metered_sink.h"
+
+namespace r1d::scheduler {
+namespace {
+
+// Now plus `wait` on the machine's clock, which conditions wait by. (The loop's own clock may be a
+// test's.) Bounded, so that the sum cannot overflow.
+TimePoint wake_time(Duration wait) {
+  constexpr Duration kLongest = std::chrono::hours(24);
+  return std::chrono::steady_clock::now() + std::clamp(wait, Duration::zero(), kLongest);
+}
+
+}  // namespace
+
+class StepLoop::Impl {
+ public:
+  Impl(const SchedulerOptions& options,
+       engine::Executor& executor,
+       telemetry::EngineMetrics& metrics,
+       const Clock& clock,
+       std::function<void(const absl::Status&)> on_fatal)
+      : max_waiting_(static_cast<size_t>(options.max_waiting_requests)),
+        executor_(executor),
+        metrics_(metrics),
+        clock_(clock),
+        on_fatal_(std::move(on_fatal)),
+        scheduler_(options),
+        stats_(scheduler_.stats()) {}
+
+  void start();
+  absl::Status submit(Request request);
+  void cancel(RequestId id, FinishReason reason, const absl::Status& status);
+  int64_t drain(Duration limit);
+  void stop();
+  bool alive(Duration patience);
+  SchedulerStats stats();
+
+ private:
+  struct Cancellation {
+    FinishReason reason;
+    absl::Status status;
+  };
+  // What other threads hand to the loop between two steps.
+  struct Intake {
+    std::vector<Request> requests;
+    std::unordered_map<RequestId, Cancellation> cancellations;  // the first for an id counts
+    bool cancel_all = false;                                    // the drain limit has passed
+    [[nodiscard]] bool empty() const {
+      return requests.empty() && cancellations.empty() && !cancel_all;
+    }
+  };
+
+  void run();
+  [[nodiscard]] bool stopping();
+  [[nodiscard]] bool step();
+  void take_in();
+  void publish();
+  void publish_step(double seconds);
+  void wait_for_event(const Decision& decision);
+  void fail(const absl::Status& status);
+  void end_all(FinishReason reason, const absl::Status& status);
+  [[nodiscard]] bool settled() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  const size_t max_waiting_;
+  engine::Executor& executor_;
+  telemetry::EngineMetrics& metrics_;
+  const Clock& clock_;
+  const std::function<void(const absl::Status&)> on_fatal_;
+  const std::shared_ptr<spdlog::logger> log_ = base::make_logger("scheduler");
+  Liveness liveness_;
+  Scheduler scheduler_;  // the loop's thread alone
+
+  base::Mutex mu_;
+  base::CondVar event_;    // for the loop: intake or stop
+  base::CondVar settled_;  // for drain(): nothing is left to do
+  Intake intake_ ABSL_GUARDED_BY(mu_);
+  SchedulerStats stats_ ABSL_GUARDED_BY(mu_);
+  bool busy_ ABSL_GUARDED_BY(mu_) = false;  // the scheduler holds, or is being given, requests
+  int64_t num_cut_off_ ABSL_GUARDED_BY(mu_) = 0;  // requests cancelled at the drain limit
+  absl::Status refusal_ ABSL_GUARDED_BY(mu_);     // not OK: why there is no new work
+  bool failed_ ABSL_GUARDED_BY(mu_) = false;
+  bool stop_ ABSL_GUARDED_BY(mu_) = false;
+  std::thread thread_;  // start() and stop() alone
+};
+
+void StepLoop::Impl::run() {
+  while (!stopping() && step()) {
+  }
+  end_all(FinishReason::kCancelled, unavailable("the server is shutting down"));
+  liveness_.rest();
+}
+
+// One turn. False when the engine failed.
+bool StepLoop::Impl::step() {
+  liveness_.begin_turn();
+  take_in();
+  const TimePoint begin = clock_.now();
+  const Decision decision = scheduler_.plan(begin);
+  if (decision.kind != Decision::Kind::kRun) {
+    publish();
+    wait_for_event(decision);
+  } else {
+    absl::StatusOr<engine::StepOutput> output = executor_.execute(scheduler_.batch());
+    if (!output.ok()) {
+      fail(output.status());
+      return false;
+    }
+    const TimePoint end = clock_.now();
+    publish_step(seconds_between(begin, end));
+    scheduler_.commit(*std::move(output), end);
+    publish();
+  }
+  return true;
+}
+
+bool StepLoop::Impl::stopping() {
+  base::MutexLock lock(mu_);
+  return stop_;
+}
+
+void StepLoop::Impl::take_in() {
+  Intake taken;
+  {
+    base::MutexLock lock(mu_);
+    taken = std::exchange(intake_, {});
+    // Counted as waiting from here on, so that submit() sees each request exactly once.
+    stats_.num_queued_requests += static_cast<int32_t>(taken.requests.size());
+    busy_ = busy_ || !taken.requests.empty();
+  }
+  const TimePoint now = clock_.now();
+  for (Request& request : taken.requests) {
+    request.sink = std::make_shared<MeteredSink>(request, metrics_);
+    R1D_CHECK(scheduler_.add(std::move(request), now).ok());  // submit() kept the bound
+  }
+  for (const auto& [id, cancellation] : taken.cancellations) {
+    scheduler_.cancel(id, cancellation.reason, cancellation.status, now);
+  }
+  if (taken.cancel_all) {
+    const int64_t num_cancelled = scheduler_.cancel_all(
+        FinishReason::kCancelled,
+        unavailable("the server is shutting down; the drain limit has passed"),
+        now);
+    base::MutexLock lock(mu_);
+    num_cut_off_ += num_cancelled;
+  }
+}
+
+// Shows other threads where the scheduler stands.
+void StepLoop::Impl::publish() {
+  const SchedulerStats stats = scheduler_.stats();
+  metrics_.gauges({.waiting = stats.num_waiting,
+                   .running = stats.num_running,
+                   .blocks_total = stats.num_blocks,
+                   .blocks_used = stats.num_blocks_used,
+                   .blocks_cached = stats.num_blocks_cached,
+                   .prefix_queries = stats.prefix_queries,
+                   .prefix_hits = stats.prefix_hits,
+                   .preemptions = stats.num_preemptions});
+  base::MutexLock lock(mu_);
+  stats_ = stats;
+  busy_ = !scheduler_.idle();
+  if (settled()) settled_.notify_all();
+}
+
+void StepLoop::Impl::publish_step(double seconds) {
+  int32_t num_prefill_tokens = 0;
+  int32_t num_decode_tokens = 0;
+  for (const engine::SequenceStep& sequence : scheduler_.batch()) {
+    const bool decodes = sequence.start >= sequence.num_prompt_tokens && sequence.count == 1;
+    (decodes ? num_decode_tokens : num_prefill_tokens) += sequence.count;
+  }
+  const auto num_sequences = static_cast<int32_t>(scheduler_.batch().size());
+  metrics_.step(num_sequences, num_prefill_tokens, num_decode_tokens, seconds);
+}
+
+// Waits for intake, stop, or the time that the scheduler named.
+void StepLoop::Impl::wait_for_event(const Decision& decision) {
+  const bool timed = decision.kind == Decision::Kind::kWaitUntil;
+  const TimePoint wake = timed ? wake_time(decision.until - clock_.now()) : TimePoint::max();
+  liveness_.rest();
+  base::MutexLock lock(mu_);
+  while (intake_.empty() && !stop_) {
+    if (!timed) {
+      event_.wait(mu_);
+    } else if (std::chrono::steady_clock::now() < wake) {
+      event_.wait_until(mu_, wake);
+    } else {
+      return;
+    }
+  }
+}
+
+// An executor error is not curable request by request: everything ends, nothing new comes in.
+void StepLoop::Impl::fail(const absl::Status& status) {
+  log_->error("the engine failed, every request ends: {}", status.ToString());
+  const absl::Status lost = unavailable("the engine failed: {}", message_of(status));
+  {
+    base::MutexLock lock(mu_);
+    failed_ = true;
+    refusal_ = lost;
+  }
+  end_all(FinishReason::kError, lost);
+  on_fatal_(status);
+}
+
+// Ends what the scheduler has (this also voids a step that failed), then what is still on its way
+// to it. New work is refused by now.
+void StepLoop::Impl::end_all(FinishReason reason, const absl::Status& status) {
+  scheduler_.cancel_all(reason, status, clock_.now());
+  take_in();
+  scheduler_.cancel_all(reason, status, clock_.now());
+  publish();
+}
+
+void StepLoop::Impl::start() {
+  R1D_CHECK(!thread_.joinable());
+  thread_ = std::thread([this] { run(); });
+}
+
+absl::Status StepLoop::Impl::submit(Request request) {
+  base::MutexLock lock(mu_);
+  if (!refusal_.ok()) return refusal_;
+  const size_t num_waiting =
+      intake_.requests.size() + static_cast<size_t>(stats_.num_queued_requests);
+  if (num_waiting >= max_waiting_) {
+    return resource_exhausted(
+        "the waiting queue is full: {} requests wait, {} may", num_waiting, max_waiting_);
+  }
+  intake_.requests.push_back(std::move(request));
+  event_.notify_one();
+  return absl::OkStatus();
+}
+
+void StepLoop::Impl::cancel(RequestId id, FinishReason reason, const absl::Status& status) {
+  base::MutexLock lock(mu_);
+  if (failed_ || stop_) return;  // everything ends anyway
+  intake_.cancellations.try_emplace(id, Cancellation{reason, status});
+  event_.notify_one();
+}
+
+int64_t StepLoop::Impl::drain(Duration limit) {
+  const TimePoint give_up = wake_time(limit);
+  base::MutexLock lock(mu_);
+  if (refusal_.ok()) refusal_ = unavailable("the server is draining; send the request elsewhere");
+  while (!settled() && std::chrono::steady_clock::now() < give_up)
+    settled_.wait_until(mu_, give_up);
+  if (settled()) return 0;
+  intake_.cancel_all = true;
+  event_.notify_one();
+  while (!settled()) settled_.wait(mu_);
+  return num_cut_off_;
+}
+
+void StepLoop::Impl::stop() {
+  {
+    base::MutexLock lock(mu_);
+    stop_ = true;
+    if (refusal_.ok()) refusal_ = unavailable("the server is shutting down");
+    event_.notify_one();
+  }
+  if (!thread_.joinable())
+    thread_ = std::thread([this] { run(); });  // ends what came before start()
+  thread_.join();
+}
+
+bool StepLoop::Impl::alive(Duration patience) {
+  {
+    base::MutexLock lock(mu_);
+    if (failed_) return false;
+  }
+  return liveness_.alive(executor_.progress(), clock_.now(), patience);
+}
+
+SchedulerStats StepLoop::Impl::stats() {
+  base::MutexLock lock(mu_);
+  return stats_;
+}
+
+bool StepLoop::Impl::settled() const {
+  return !busy_ && intake_.requests.empty();
+}
+
+StepLoop::StepLoop(const SchedulerOptions& options,
+                   engine::Executor& executor,
+                   telemetry::EngineMetrics& metrics,
+                   const Clock& clock,
+                   std::function<void(const absl::Status&)> on_fatal)
+    : impl_(std::make_unique<Impl>(options, executor, metrics, clock, std::move(on_fatal))) {}
+
+StepLoop::~StepLoop() {
+  impl_->stop();
+}
+
+void StepLoop::start() {
+  impl_->start();
+}
+
+absl::Status StepLoop::submit(Request request) {
+  return impl_->submit(std::move(request));
+}
+
+void StepLoop::cancel(RequestId id, FinishReason reason, const absl::Status& status) {
+  impl_->cancel(id, reason, status);
+}
+
+int64_t StepLoop::drain(Duration limit) {
+  return impl_->drain(limit);
+}
+
+void StepLoop::stop() {
+  impl_->stop();
+}
+
+bool StepLoop::alive(Duration patience) const {
+  return impl_->alive(patience);
+}
+
+SchedulerStats StepLoop::stats() const {
+  return impl_->stats();
+}
+
+}  // namespace r1d::scheduler

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <array>
+#include <string_view>
+
+#include <absl/base/thread_annotations.h>
+
+#include "r1d/base/mutex.h"
+#include "r1d/telemetry/metrics.h"
+
+#include "telemetry/buckets.h"
+#include "telemetry/label_set.h"
+#include "telemetry/registry.h"
+
+namespace r1d::telemetry {
+namespace {
+
+constexpr Family kWaiting{
+    "r1d_requests_waiting",
+    "Sequences waiting for their first or next step, preempted ones included."};
+constexpr Family kRunning{"r1d_requests_running",
+                          "Sequences that hold KV cache blocks and take part in steps."};
+constexpr Family kQueueWait{"r1d_queue_wait_seconds",
+                            "From a request's arrival to the first step that computes it."};
+constexpr Family kStepSeconds{"r1d_step_seconds",
+                              "One forward pass over one batch, sampling included."};
+constexpr Family kStepTokens{"r1d_step_tokens",
+                             "Tokens computed in a step, prefill and decode together."};
+constexpr Family kStepSequences{"r1d_step_sequences", "Sequences in a step's batch."};
+constexpr Family kTokens{"r1d_tokens_total",
+                         "Tokens by kind. Counted at each step: prefill (prompt tokens computed, "
+                         "again after a preemption), "
+                         "decode (tokens computed one a sequence). Counted when a sequence "
+                         "finishes: prompt (its prompt), "
+                         "cached (the part of the prompt found in the prefix cache), output "
+                         "(tokens it produced). Kinds overlap: do not add them."};
+constexpr Family kTimeToFirstToken{"r1d_time_to_first_token_seconds",
+                                   "TTFT: from a request's arrival to its first output token."};
+constexpr Family kInterTokenLatency{"r1d_inter_token_latency_seconds",
+                                    "ITL: one gap between two output tokens of a sequence."};
+constexpr Family kTimePerOutputToken{
+    "r1d_time_per_output_token_seconds",
+    "TPOT: a finished sequence's mean gap, (last - first token time) / (output tokens - 1)."};
+constexpr Family kRequestSeconds{
+    "r1d_request_seconds",
+    "From a request's arrival to the end of a sequence of it, whatever the reason."};
+constexpr Family kPromptTokens{"r1d_prompt_tokens", "Prompt tokens of a finished sequence."};
+constexpr Family kOutputTokens{"r1d_output_tokens", "Output tokens of a finished sequence."};
+constexpr Family kFinished{"r1d_finished_total", "Finished sequences by finish reason."};
+constexpr Family kKvBlocks{
+    "r1d_kv_blocks",
+    "KV cache blocks by state: used (held by a sequence), cached (held by the prefix "
+    "cache alone, free to take), free. They add up to the pool."};
+constexpr Family kPrefixQueries{"r1d_prefix_cache_queries_total",
+                                "Prompt tokens looked up in the prefix cache."};
+constexpr Family kPrefixHits{"r1d_prefix_cache_hits_total",
+                             "Prompt tokens found in the prefix cache."};
+constexpr Family kPreemptions{
+    "r1d_preemptions_total",
+    "Running sequences whose blocks were taken back, to be computed again later."};
+
+// scheduler::finish_reason_name
+constexpr LabelSet<5> kReasons{{"stop", "length", "cancelled", "deadline", "error"}};
+
+}  // namespace
+
+class EngineMetrics::Impl {
+ public:
+  explicit Impl(Registry::Impl& registry)
+      : waiting(registry.gauge(kWaiting)),
+        running(registry.gauge(kRunning)),
+        queue_wait(registry.histogram(kQueueWait, latency_buckets())),
+        step_seconds(registry.histogram(kStepSeconds, step_buckets())),
+        step_tokens(registry.histogram(kStepTokens, powers_of_two(1 << 17))),
+        step_sequences(registry.histogram(kStepSequences, powers_of_two(1 << 12))),
+        prefill_tokens(registry.counter(kTokens, {{"kind", "prefill"}})),
+        decode_tokens(registry.counter(kTokens, {{"kind", "decode"}})),
+        prompt_tokens_total(registry.counter(kTokens, {{"kind", "prompt"}})),
+        cached_tokens_total(registry.counter(kTokens, {{"kind", "cached"}})),
+        output_tokens_total(registry.counter(kTokens, {{"kind", "output"}})),
+        time_to_first_token(registry.histogram(kTimeToFirstToken, latency_buckets())),
+        inter_token_latency(registry.histogram(kInterTokenLatency, token_gap_buckets())),
+        time_per_output_token(registry.histogram(kTimePerOutputToken, token_gap_buckets())),
+        request_seconds(registry.histogram(kRequestSeconds, request_buckets())),
+        prompt_tokens(registry.histogram(kPromptTokens, token_count_buckets())),
+        output_tokens(registry.histogram(kOutputTokens, token_count_buckets())),
+        blocks_used(registry.gauge(kKvBlocks, {{"state", "used"}})),
+        blocks_cached(registry.gauge(kKvBlocks, {{"state", "cached"}})),
+        blocks_free(registry.gauge(kKvBlocks, {{"state", "free"}})),
+        prefix_queries(registry.counter(kPrefixQueries)),
+        prefix_hits(registry.counter(kPrefixHits)),
+        preemptions(registry.counter(kPreemptions)) {
+    for (size_t i = 0; i < finished.size(); ++i) {
+      finished[i] = &registry.counter(kFinished, {{"reason", std::string(kReasons.value(i))}});
+    }
+  }
+
+  // Brings counters up to the scheduler's totals.
+  void advance_totals(const Gauges& now) {
+    base::MutexLock lock(mu_);
+    prefix_queries.Increment(static_cast<double>(now.prefix_queries - last_.prefix_queries));
+    prefix_hits.Increment(static_cast<double>(now.prefix_hits - last_.prefix_hits));
+    preemptions.Increment(static_cast<double>(now.preemptions - last_.preemptions));
+    last_ = now;
+  }
+
+  prometheus::Gauge& waiting;
+  prometheus::Gauge& running;
+  prometheus::Histogram& queue_wait;
+  prometheus::Histogram& step_seconds;
+  prometheus::Histogram& step_tokens;
+  prometheus::Histogram& step_sequences;
+  prometheus::Counter& prefill_tokens;
+  prometheus::Counter& decode_tokens;
+  prometheus::Counter& prompt_tokens_total;
+  prometheus::Counter& cached_tokens_total;
+  prometheus::Counter& output_tokens_total;
+  prometheus::Histogram& time_to_first_token;
+  prometheus::Histogram& inter_token_latency;
+  prometheus::Histogram& time_per_output_token;
+  prometheus::Histogram& request_seconds;
+  prometheus::Histogram& prompt_tokens;
+  prometheus::Histogram& output_tokens;
+  prometheus::Gauge& blocks_used;
+  prometheus::Gauge& blocks_cached;
+  prometheus::Gauge& blocks_free;
+  prometheus::Counter& prefix_queries;
+  prometheus::Counter& prefix_hits;
+  prometheus::Counter& preemptions;
+  std::array<prometheus::Counter*, decltype(kReasons)::kSize> finished{};
+
+ private:
+  base::Mutex mu_;
+  Gauges last_ ABSL_GUARDED_BY(mu_);
+};
+
+EngineMetrics::EngineMetrics(Registry& registry) : impl_(std::make_unique<Impl>(registry.impl())) {}
+EngineMetrics::~EngineMetrics() = default;
+
+void EngineMetrics::step(int32_t num_sequences,
+                         int32_t num_prefill_tokens,
+                         int32_t num_decode_tokens,
+                         double seconds) {
+  impl_->step_seconds.Observe(seconds);
+  impl_->step_sequences.Observe(num_sequences);
+  impl_->step_tokens.Observe(static_cast<double>(num_prefill_tokens) + num_decode_tokens);
+  impl_->prefill_tokens.Increment(num_prefill_tokens);
+  impl_->decode_tokens.Increment(num_decode_tokens);
+}
+
+void EngineMetrics::gauges(const Gauges& now) {
+  impl_->waiting.Set(static_cast<double>(now.waiting));
+  impl_->running.Set(static_cast<double>(now.running));
+  impl_->blocks_used.Set(static_cast<double>(now.blocks_used));
+  impl_->blocks_cached.Set(static_cast<double>(now.blocks_cached));
+  impl_->blocks_free.Set(
+      static_cast<double>(now.blocks_total - now.blocks_used - now.blocks_cached));
+  impl_->advance_totals(now);
+}
+
+void EngineMetrics::queue_wait(double seconds) {
+  impl_->queue_wait.Observe(seconds);
+}
+
+void EngineMetrics::time_to_first_token(double seconds) {
+  impl_->time_to_first_token.Observe(seconds);
+}
+
+void EngineMetrics::inter_token_latency(double seconds) {
+  impl_->inter_token_latency.Observe(seconds);
+}
+
+void EngineMetrics::finished(const Finished& sequence) {
+  impl_->finished[kReasons.index(sequence.reason)]->Increment();
+  impl_->request_seconds.Observe(sequence.e2e_seconds);
+  if (sequence.tpot_seconds >= 0) impl_->time_per_output_token.Observe(sequence.tpot_seconds);
+  impl_->prompt_tokens.Observe(static_cast<double>(sequence.prompt_tokens));
+  impl_->output_tokens.Observe(static_cast<double>(sequence.output_tokens));
+  impl_->prompt_tokens_total.Increment(static_cast<double>(sequence.prompt_tokens));
+  impl_->cached_tokens_total.Increment(static_cast<double>(sequence.cached_tokens));
+  impl_->output_tokens_total.Increment(static_cast<double>(sequence.output_tokens));
+}
+
+}  // namespace r1d::telemetry

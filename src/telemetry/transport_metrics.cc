@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <array>
+#include <string>
+
+#include "r1d/telemetry/metrics.h"
+
+#include "telemetry/buckets.h"
+#include "telemetry/label_set.h"
+#include "telemetry/registry.h"
+
+namespace r1d::telemetry {
+namespace {
+
+constexpr Family kRpcs{"r1d_rpc_total", "Finished gRPC calls by method and status code."};
+constexpr Family kRpcSeconds{
+    "r1d_rpc_seconds",
+    "From a gRPC call's arrival to its status; of a streaming call, the whole stream."};
+constexpr Family kStreamsOpen{"r1d_streams_open", "Response streams that have not ended yet."};
+constexpr Family kSlowConsumers{"r1d_slow_consumers_total",
+                                "Streams ended because the client read slower than tokens came."};
+
+constexpr LabelSet<4> kMethods{{"Generate", "GenerateOnce", "GetModel", "GetServerInfo"}};
+
+// grpc/statuscodes: the canonical names of 0 .. 16.
+constexpr LabelSet<17> kCodes{{"OK",
+                               "CANCELLED",
+                               "UNKNOWN",
+                               "INVALID_ARGUMENT",
+                               "DEADLINE_EXCEEDED",
+                               "NOT_FOUND",
+                               "ALREADY_EXISTS",
+                               "PERMISSION_DENIED",
+                               "RESOURCE_EXHAUSTED",
+                               "FAILED_PRECONDITION",
+                               "ABORTED",
+                               "OUT_OF_RANGE",
+                               "UNIMPLEMENTED",
+                               "INTERNAL",
+                               "UNAVAILABLE",
+                               "DATA_LOSS",
+                               "UNAUTHENTICATED"}};
+
+struct Method {
+  std::array<prometheus::Counter*, decltype(kCodes)::kSize> by_code{};
+  prometheus::Histogram* seconds = nullptr;
+};
+
+}  // namespace
+
+class TransportMetrics::Impl {
+ public:
+  explicit Impl(Registry::Impl& registry)
+      : streams_open(registry.gauge(kStreamsOpen)),
+        slow_consumers(registry.counter(kSlowConsumers)) {
+    for (size_t i = 0; i < methods.size(); ++i) add_method(registry, i);
+  }
+
+  prometheus::Gauge& streams_open;
+  prometheus::Counter& slow_consumers;
+  std::array<Method, decltype(kMethods)::kSize> methods;
+
+ private:
+  void add_method(Registry::Impl& registry, size_t index) {
+    const std::string name(kMethods.value(index));
+    Method& method = methods[index];
+    method.seconds = &registry.histogram(kRpcSeconds, request_buckets(), {{"method", name}});
+    for (size_t code = 0; code < method.by_code.size(); ++code) {
+      method.by_code[code] =
+          &registry.counter(kRpcs, {{"method", name}, {"code", std::string(kCodes.value(code))}});
+    }
+  }
+};
+
+TransportMetrics::TransportMetrics(Registry& registry)
+    : impl_(std::make_unique<Impl>(registry.impl())) {}
+TransportMetrics::~TransportMetrics() = default;
+
+void TransportMetrics::request(const char* method, const char* code, double seconds) {
+  const Method& called = impl_->methods[kMethods.index(method)];
+  called.by_code[kCodes.index(code)]->Increment();
+  called.seconds->Observe(seconds);
+}
+
+void TransportMetrics::streams_open(int64_t delta) {
+  impl_->streams_open.Increment(static_cast<double>(delta));
+}
+
+void TransportMetrics::slow_consumer() {
+  impl_->slow_consumers.Increment();
+}
+
+}  // namespace r1d::telemetry

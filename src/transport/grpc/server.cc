@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <limits>
+#include <random>
+#include <utility>
+
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/grpcpp.h>
+#include <grpcpp/health_check_service_interface.h>
+
+#include "grpc/health/v1/health.pb.h"
+
+#include "r1d/base/check.h"
+#include "r1d/base/log.h"
+#include "r1d/base/mutex.h"
+#include "r1d/base/status.h"
+#include "r1d/base/version.h"
+#include "r1d/transport/grpc_server.h"
+#include "r1d/v1/inference.grpc.pb.h"
+
+#include "transport/grpc/call.h"
+#include "transport/grpc/convert.h"
+#include "transport/grpc/generate.h"
+#include "transport/grpc/status.h"
+
+namespace r1d::transport {
+namespace {
+
+constexpr char kServiceName[] = "r1d.v1.InferenceService";
+
+// All requests in all connections together may hold so much; gRPC refuses beyond it.
+constexpr size_t kMemoryQuotaBytes = size_t{512} << 20;
+
+using ModelPtr = std::shared_ptr<const ServedModel>;
+
+// Ends a call that needs no engine.
+grpc::ServerUnaryReactor* answer(const char* method,
+                                 const absl::Status& status,
+                                 CallEnvironment& environment,
+                                 grpc::CallbackServerContext& context) {
+  environment.metrics.request(method, code_name(status.code()), 0);
+  grpc::ServerUnaryReactor* reactor = context.DefaultReactor();
+  reactor->Finish(to_grpc_status(status, context));
+  return reactor;
+}
+
+class Service final : public v1::InferenceService::CallbackService {
+ public:
+  explicit Service(CallEnvironment& environment)
+      : environment_(environment), start_(environment.clock.now()) {}
+
+  void set_model(const ServedModel& model) {
+    const base::MutexLock lock(mu_);
+    model_ = std::make_shared<const ServedModel>(model);
+  }
+
+  grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(
+      grpc::CallbackServerContext* context, const v1::GenerateRequest* request) override {
+    const auto call = std::make_shared<GenerateStream>(environment_, *context, *request);
+    call->start(*request);
+    return call.get();  // it holds a share of itself until OnDone
+  }
+
+  grpc::ServerUnaryReactor* GenerateOnce(grpc::CallbackServerContext* context,
+                                         const v1::GenerateRequest* request,
+                                         v1::GenerateOnceResponse* response) override {
+    const auto call =
+        std::make_shared<GenerateOnceCall>(environment_, *context, *request, *response);
+    call->start(*request);
+    return call.get();
+  }
+
+  grpc::ServerUnaryReactor* GetModel(grpc::CallbackServerContext* context,
+                                     const v1::GetModelRequest* request,
+                                     v1::GetModelResponse* response) override {
+    return answer("GetModel", describe_model(*request, *response), environment_, *context);
+  }
+
+  grpc::ServerUnaryReactor* GetServerInfo(grpc::CallbackServerContext* context,
+                                          const v1::GetServerInfoRequest* /*request*/,
+                                          v1::GetServerInfoResponse* response) override {
+    describe_server(*response);
+    return answer("GetServerInfo", absl::OkStatus(), environment_, *context);
+  }
+
+ private:
+  ModelPtr model() const {
+    const base::MutexLock lock(mu_);
+    return model_;
+  }
+
+  absl::Status describe_model(const v1::GetModelRequest& request,
+                              v1::GetModelResponse& response) const {
+    const ModelPtr served = model();
+    const auto limits = environment_.frontend.limits();
+    if (served == nullptr || limits == nullptr) return unavailable("the model is still loading");
+    if (!request.model().empty() && request.model() != served->name) {
+      return not_found("model: not served here; this server has \"{}\"", served->name);
+    }
+    fill_model(*served, *limits, response);
+    return absl::OkStatus();
+  }
+
+  void describe_server(v1::GetServerInfoResponse& response) const {
+    response.set_version(base::version());
+    response.set_state(state_to_proto(environment_.frontend.state()));
+    response.set_uptime_seconds(seconds_between(start_, environment_.clock.now()));
+    if (const ModelPtr served = model(); served != nullptr) {
+      response.set_device(served->device);
+      response.set_world_size(served->world_size);
+      response.set_block_size(served->block_size);
+      response.set_num_blocks(served->num_blocks);
+    }
+    describe_limits(*response.mutable_limits());
+    if (const auto load = environment_.frontend.load(); load.has_value()) {
+      response.mutable_load()->set_num_waiting(load->num_waiting);
+      response.mutable_load()->set_num_running(load->num_running);
+      response.mutable_load()->set_num_blocks_used(load->num_blocks_used);
+      response.mutable_load()->set_num_blocks_cached(load->num_blocks_cached);
+    }
+  }
+
+  void describe_limits(v1::Limits& message) const {
+    const GrpcOptions& options = environment_.options;
+    message.set_max_request_bytes(options.max_request_bytes);
+    message.set_stream_buffer_tokens(options.stream_buffer_tokens);
+    message.set_max_concurrent_streams(options.max_concurrent_streams);
+    message.set_max_request_seconds(
+        std::chrono::duration<double>(options.max_request_time).count());
+    const auto limits = environment_.frontend.limits();
+    if (limits == nullptr) return;
+    message.set_max_model_len(limits->max_model_len);
+    message.set_max_tokens_default(limits->max_tokens_default);
+    message.set_max_n(limits->max_n);
+    message.set_max_logprobs(limits->max_logprobs);
+    message.set_max_logit_bias(limits->max_logit_bias);
+    message.set_max_stop_token_ids(limits->max_stop_token_ids);
+    message.set_max_label_bytes(limits->max_label_bytes);
+    message.set_max_priority(limits->max_priority);
+  }
+
+  CallEnvironment& environment_;
+  const TimePoint start_;
+  mutable base::Mutex mu_;
+  ModelPtr model_ ABSL_GUARDED_BY(mu_);
+};
+
+// Adds reflection to one server; gRPC's own initialiser would add it to every server of the
+// process.
+class WithReflection final : public grpc::ServerBuilderOption {
+ public:
+  void UpdateArguments(grpc::ChannelArguments* /*arguments*/) override {}
+  void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>* plugins) override {
+    plugins->push_back(std::make_unique<grpc::reflection::ProtoServerReflectionPlugin>());
+  }
+};
+
+int to_ms(std::chrono::milliseconds duration) {
+  return static_cast<int>(
+      std::clamp<int64_t>(duration.count(), 0, std::numeric_limits<int>::max()));
+}
+
+void set_limits(const GrpcOptions& options, grpc::ServerBuilder& builder) {
+  builder.SetMaxReceiveMessageSize(options.max_request_bytes);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, options.max_concurrent_streams);
+  builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, 16 << 10);
+  grpc::ResourceQuota quota("r1d");
+  quota.Resize(kMemoryQuotaBytes);
+  builder.SetResourceQuota(quota);
+  // A message is inflated before its size is looked at, so compressed ones are refused unread.
+  builder.SetDefaultCompressionAlgorithm(GRPC_COMPRESS_NONE);
+  builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_DEFLATE, false);
+  builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_GZIP, false);
+}
+
+// Pings find dead peers; a connection's age is bounded so that clients come back through their load
+// balancer. A request may outlive the age: the grace is as long as requests may be.
+void set_connection_life(const GrpcOptions& options, grpc::ServerBuilder& builder) {
+  using std::chrono::minutes;
+  using std::chrono::seconds;
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, to_ms(seconds(30)));
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, to_ms(seconds(10)));
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
+                             to_ms(seconds(10)));
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, to_ms(minutes(15)));
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS, to_ms(minutes(30)));
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_GRACE_MS,
+                             to_ms(options.max_request_time + minutes(1)));
+}
+
+std::string random_prefix() {
+  std::random_device device;
+  return fmt::format("{:08x}", device());
+}
+
+class GrpcServerImpl final : public GrpcServer {
+ public:
+  GrpcServerImpl(const GrpcOptions& options,
+                 admission::Frontend& frontend,
+                 telemetry::TransportMetrics& metrics,
+                 const Clock& clock)
+      : environment_{options, frontend, metrics, clock, random_prefix(), {}, {}},
+        service_(environment_) {}
+
+  ~GrpcServerImpl() override { shutdown(std::chrono::milliseconds(0)); }
+
+  absl::Status listen() {
+    const GrpcOptions& options = environment_.options;
+    grpc::ServerBuilder builder;
+    set_limits(options, builder);
+    set_connection_life(options, builder);
+    // Off, or a second daemon on the same port would share it and take half of the calls.
+    builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+    builder.AddListeningPort(options.address, grpc::InsecureServerCredentials(), &port_);
+    builder.RegisterService(&service_);
+    if (options.reflection) builder.SetOption(std::make_unique<WithReflection>());
+    server_ = builder.BuildAndStart();
+    if (server_ == nullptr || port_ == 0) {
+      server_.reset();
+      return unavailable("server.grpc_address: cannot listen on {}; is the port taken?",
+                         options.address);
+    }
+    // NOTE: gRPC says SERVING for "" from its start to here, a few microseconds.
+    set_serving(false);
+    log_->info("gRPC on port {}{}", port_, options.reflection ? ", with reflection" : "");
+    return absl::OkStatus();
+  }
+
+  int32_t port() const override { return port_; }
+
+  void model_loaded(const ServedModel& model) override {
+    service_.set_model(model);
+    set_serving(true);
+  }
+
+  void set_serving(bool serving) override {
+    if (server_ == nullptr) return;
+    grpc::HealthCheckServiceInterface* health = server_->GetHealthCheckService();
+    health->SetServingStatus("", serving);
+    health->SetServingStatus(kServiceName, serving);
+  }
+
+  void shutdown(std::chrono::milliseconds grace) override {
+    if (server_ == nullptr) return;
+    server_->GetHealthCheckService()->Shutdown();
+    // Not Shutdown(grace): that would also wait for every health Watch, which never ends by itself.
+    environment_.open_calls.wait_for_none(std::chrono::steady_clock::now() + grace);
+    server_->Shutdown(std::chrono::system_clock::now());
+    server_.reset();  // returns after the last OnDone: no call uses the environment any more
+  }
+
+ private:
+  const std::shared_ptr<spdlog::logger> log_ = base::make_logger("transport");
+  CallEnvironment environment_;
+  Service service_;
+  int port_ = 0;
+  std::unique_ptr<grpc::Server> server_;
+};
+
+// The health service is enabled for the process, before its first server is built.
+void enable_health() {
+  static const bool enabled = [] {
+    grpc::EnableDefaultHealthCheckService(true);
+    // Naming the descriptor links it in, so that reflection can describe the service.
+    return grpc::health::v1::HealthCheckRequest::descriptor() != nullptr;
+  }();
+  R1D_CHECK(enabled);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::start(const GrpcOptions& options,
+                                                              admission::Frontend& frontend,
+                                                              telemetry::TransportMetrics& metrics,
+                                                              const Clock& clock) {
+  enable_health();
+  auto server = std::make_unique<GrpcServerImpl>(options, frontend, metrics, clock);
+  R1D_RETURN_IF_ERROR(server->listen());
+  return server;
+}
+
+}  // namespace r1d::transport

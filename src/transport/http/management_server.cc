@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "r1d/transport/management_server.h"
+
+#include <exception>
+#include <thread>
+
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/write.hpp>
+
+#include "r1d/base/address.h"
+#include "r1d/base/log.h"
+#include "r1d/base/status.h"
+
+#include "transport/http/connection.h"
+#include "transport/http/request.h"
+
+namespace r1d::transport {
+namespace {
+
+using boost::asio::ip::tcp;
+using boost::system::error_code;
+
+// After a failed accept (no file descriptors left, most likely): long enough not to spin, short
+// enough for the next probe.
+constexpr std::chrono::seconds kAcceptPause{1};
+
+// Binds and listens on the first of the host's addresses that allows it.
+absl::Status listen(const std::string& text, tcp::acceptor& acceptor) {
+  const absl::StatusOr<base::Address> address = base::parse_address(text);
+  if (!address.ok()) {
+    return invalid_argument("management address {}: {}", text, message_of(address.status()));
+  }
+  error_code error;
+  tcp::resolver resolver(acceptor.get_executor());
+  const auto candidates =
+      resolver.resolve(address->host, std::to_string(address->port), tcp::resolver::passive, error);
+  for (const auto& candidate : candidates) {
+    error_code ignored;
+    acceptor.close(ignored);
+    acceptor.open(candidate.endpoint().protocol(), error);
+    if (!error) acceptor.set_option(tcp::acceptor::reuse_address(true), error);
+    if (!error) acceptor.bind(candidate.endpoint(), error);
+    if (!error) acceptor.listen(tcp::acceptor::max_listen_connections, error);
+    if (!error) return absl::OkStatus();
+  }
+  return unavailable("management server: cannot listen on {}: {}", text, error.message());
+}
+
+class Server final : public ManagementServer {
+ public:
+  Server(ManagementOptions options, ManagementRoutes routes)
+      : options_(std::move(options)),
+        routes_(std::move(routes)),
+        answer_([this](const RequestParser& request) { return answer(request); }),
+        acceptor_(io_),
+        pause_(io_) {}
+
+  // What is pending holds its connection, and goes with io_: sockets close, clients see the end.
+  ~Server() override {
+    io_.stop();
+    if (thread_.joinable()) thread_.join();
+  }
+
+  absl::Status start() {
+    R1D_RETURN_IF_ERROR(listen(options_.address, acceptor_));
+    error_code error;
+    port_ = acceptor_.local_endpoint(error).port();
+    if (error) return unavailable("management server: {}: {}", options_.address, error.message());
+    accept();
+    thread_ = std::thread([this] { run(); });
+    return absl::OkStatus();
+  }
+
+  [[nodiscard]] int32_t port() const override { return port_; }
+
+ private:
+  // An exception (out of memory) ends the connection it came from, not the daemon.
+  void run() {
+    while (!io_.stopped()) {
+      try {
+        io_.run();
+      } catch (const std::exception& e) {
+        log_->error("a connection was dropped: {}", e.what());
+      }
+    }
+  }
+
+  void accept() {
+    acceptor_.async_accept([this](const error_code& error, tcp::socket socket) {
+      if (error) return pause(error);
+      accept();  // first, so that no trouble with this client ends the accepting
+      take(std::move(socket));
+    });
+  }
+
+  void pause(const error_code& error) {
+    log_->warn("accept failed, trying again in {} s: {}", kAcceptPause.count(), error.message());
+    pause_.expires_after(kAcceptPause);
+    pause_.async_wait([this](const error_code& cancelled) {
+      if (!cancelled) accept();
+    });
+  }
+
+  void take(tcp::socket socket) {
+    if (num_open_ >= options_.max_connections) return turn_away(std::move(socket));
+    std::make_shared<Connection>(std::move(socket), options_, answer_, num_open_)->start();
+  }
+
+  // Says so as far as the empty send buffer takes it, without waiting, and closes.
+  static void turn_away(tcp::socket socket) {
+    static constexpr char kReply[] =
+        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\n"
+        "Content-Length: 21\r\nConnection: close\r\n\r\ntoo many connections\n";
+    error_code ignored;
+    socket.non_blocking(true, ignored);
+    socket.write_some(boost::asio::buffer(kReply, sizeof(kReply) - 1), ignored);
+    socket.shutdown(tcp::socket::shutdown_send, ignored);
+  }
+
+  [[nodiscard]] HttpReply answer(const RequestParser& request) const {
+    if (!is_method_known(request)) return plain_reply(405, "expected GET or HEAD");
+    const std::string path = path_of(request);
+    std::string known;
+    for (const auto& [route, handler] : routes_) {
+      if (route == path) return handler();
+      known += " " + route;
+    }
+    return plain_reply(404, "not found; there are" + known);
+  }
+
+  const ManagementOptions options_;
+  const ManagementRoutes routes_;
+  const Answer answer_;
+  const std::shared_ptr<spdlog::logger> log_ = base::make_logger("http");
+  int32_t port_ = 0;
+  int32_t num_open_ = 0;  // the server's thread alone, and the destructor after it
+  boost::asio::io_context io_{1};
+  tcp::acceptor acceptor_;
+  boost::asio::steady_timer pause_;
+  std::thread thread_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<ManagementServer>> ManagementServer::start(
+    const ManagementOptions& options, ManagementRoutes routes) {
+  auto server = std::make_unique<Server>(options, std::move(routes));
+  R1D_RETURN_IF_ERROR(server->start());
+  return server;
+}
+
+}  // namespace r1d::transport

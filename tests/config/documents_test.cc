@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+// The example configuration and the reference say what the schema says.
+#include <cstdlib>
+#include <fstream>
+#include <iterator>
+#include <string>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "r1d/config/config.h"
+
+#include "config/schema.h"
+#include "config/yaml_reader.h"
+
+namespace r1d::config {
+namespace {
+
+constexpr const char* kExample = R1D_TEST_DATA "/../../configs/r1d.yaml";
+constexpr const char* kReference = R1D_TEST_DATA "/../../docs/configuration.md";
+
+std::string read_file(const char* path) {
+  std::ifstream in(path);
+  EXPECT_TRUE(in.is_open()) << path;
+  return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+}
+
+TEST(DocumentsTest, ExampleHoldsTheDefaults) {
+  const auto config = parse_yaml(read_file(kExample), "configs/r1d.yaml");
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(print(*config), print(Config{}));
+}
+
+TEST(DocumentsTest, ExampleNamesEveryKeyInOrder) {
+  const auto entries = read_yaml(read_file(kExample), "configs/r1d.yaml");
+  ASSERT_TRUE(entries.ok()) << entries.status();
+  ASSERT_EQ(entries->size(), schema().size());
+  for (size_t i = 0; i < entries->size(); ++i) EXPECT_EQ((*entries)[i].key, &schema()[i]);
+}
+
+TEST(DocumentsTest, ReferenceIsTheOneGenerated) {
+  if (std::getenv("R1D_UPDATE_DOCS") != nullptr) std::ofstream(kReference) << reference_markdown();
+  EXPECT_EQ(read_file(kReference), reference_markdown())
+      << "docs/configuration.md is out of date; regenerate: R1D_UPDATE_DOCS=1 r1d_config_test";
+}
+
+TEST(DocumentsTest, KeysListTheSchema) {
+  const std::vector<KeyInfo> infos = keys();
+  ASSERT_EQ(infos.size(), schema().size());
+  EXPECT_EQ(infos.front().key, "model.path");
+  EXPECT_EQ(infos.front().flag, "--model");
+  for (const KeyInfo& info : infos) {
+    EXPECT_THAT(reference_markdown(),
+                testing::HasSubstr("| `" + info.key + "` | `" + info.flag + "` |"));
+    EXPECT_FALSE(info.type.empty() || info.help.empty()) << info.key;
+  }
+}
+
+}  // namespace
+}  // namespace r1d::config

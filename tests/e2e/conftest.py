@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+import itertools
+
+import pytest
+
+from daemon import GOLDEN, Daemon
+
+
+@pytest.fixture
+def start(tmp_path):
+    """start(*flags, model=..., grpc_port=0, management_port=0) -> Daemon; all are gone afterwards."""
+    daemons, numbers = [], itertools.count()
+
+    def start_one(*flags, model=GOLDEN / "v3-generic-bf16", **ports):
+        daemons.append(Daemon(tmp_path / f"r1d{next(numbers)}", model, *flags, **ports))
+        return daemons[-1]
+
+    yield start_one
+    for daemon in daemons:
+        daemon.kill()
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory):
+    """One ready daemon with default settings, for tests that leave no trace in it."""
+    daemon = Daemon(tmp_path_factory.mktemp("served"), GOLDEN / "v3-generic-bf16", "--max-model-len", 4096)
+    yield daemon.wait_ready()
+    assert daemon.stop() == 0, daemon.log
+
+
+@pytest.fixture
+def channel(served):
+    with served.channel() as channel:
+        yield channel

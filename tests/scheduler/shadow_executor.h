@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "r1d/engine/executor.h"
+#include "r1d/scheduler/scheduler.h"
+
+#include "tests/scheduler/fakes.h"
+
+namespace r1d::scheduler {
+
+// Runs the fake model over a shadow of the KV cache: for each slot of each block, what was written
+// there last. Each step it checks that the whole context of every sequence is what its history
+// says, wherever the blocks came from, and that what the scheduler asks for is a legal step.
+class ShadowExecutor final : public engine::Executor {
+ public:
+  ShadowExecutor(const SchedulerOptions& options, const FakeModel& model);
+
+  // An error names the first contradiction.
+  [[nodiscard]] absl::StatusOr<engine::StepOutput> execute(
+      std::span<const engine::SequenceStep> batch) override;
+  [[nodiscard]] uint64_t progress() const override { return num_steps_; }
+
+  // Caches under different salts must not meet. Ids are given in the order of add(), from 1.
+  void set_salt(SequenceId sequence, uint64_t salt) { salts_[sequence] = salt; }
+
+  [[nodiscard]] uint64_t num_steps() const { return num_steps_; }
+  [[nodiscard]] int64_t num_restarts() const { return num_restarts_; }
+
+ private:
+  struct Slot {
+    uint64_t history = 0;  // of all tokens up to and with this one
+    TokenId token = -1;
+    int32_t position = -1;
+  };
+
+  void check_batch(std::span<const engine::SequenceStep> batch);
+  void check_step(const engine::SequenceStep& step);
+  void check_progress(const engine::SequenceStep& step);
+  uint64_t run(const engine::SequenceStep& step);
+  Slot& slot(const engine::SequenceStep& step, int32_t position);
+  void expect(bool condition, const engine::SequenceStep& step, const char* claim);
+
+  const SchedulerOptions options_;
+  const FakeModel model_;
+  std::vector<Slot> slots_;         // [num_blocks, block_size]
+  std::vector<uint64_t> last_use_;  // by block: the step that named it last,
+  std::vector<int32_t> num_users_;  // and by how many tables
+  std::unordered_map<SequenceId, uint64_t> salts_;
+  std::unordered_map<SequenceId, int32_t> computed_;
+  uint64_t num_steps_ = 0;
+  int64_t num_restarts_ = 0;
+  std::string contradiction_;
+};
+
+}  // namespace r1d::scheduler
