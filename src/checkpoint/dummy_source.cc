@@ -45,28 +45,40 @@ F8Table make_f8_table() {
   return table;
 }
 
-// One hash gives 8 bytes of a row: the elements of columns [group * N, group * N + N). `decode`
-// turns the hash into those N.
-template <typename T, typename Decode>
+constexpr int64_t kHashBytes = 8;
+
+// One hash gives 8 bytes of a row: the N elements of columns [group * N, group * N + N), each
+// `element(its bits)`.
+template <typename T, typename Element>
+void write_group(uint64_t bits, std::byte* out, const Element& element) {
+  constexpr int kBits = 8 * sizeof(T);
+  for (size_t i = 0; i < kHashBytes / sizeof(T); ++i) {
+    const T value = element(bits >> (i * kBits));
+    std::memcpy(out + i * sizeof(T), &value, sizeof(T));
+  }
+}
+
+template <typename T, typename Element>
 void fill(const DummyTensor& tensor,
           const TensorSlice& slice,
           std::span<std::byte> dest,
-          const Decode& decode) {
-  constexpr int64_t kPerHash = 8 / sizeof(T);
+          const Element& element) {
+  constexpr int64_t kPerHash = kHashBytes / sizeof(T);
+  const uint64_t key = tensor.key;  // a copy: stores to bytes may alias what a reference names
   std::byte* out = dest.data();
   for (int64_t row = slice.rows.begin; row < slice.rows.end; ++row) {
-    int64_t col = slice.cols.begin;
-    while (col < slice.cols.end) {
-      const int64_t group = col / kPerHash;
-      const auto counter = static_cast<uint64_t>(row) << 32 | static_cast<uint64_t>(group);
-      const std::array<T, kPerHash> values = decode(base::random_bits(tensor.key, counter));
-      const int64_t first = col - group * kPerHash;
-      const int64_t count = std::min(kPerHash - first, slice.cols.end - col);
+    for (int64_t col = slice.cols.begin; col < slice.cols.end;) {
+      const auto group = static_cast<uint64_t>(col) / kPerHash;
+      const uint64_t bits = base::random_bits(key, static_cast<uint64_t>(row) << 32 | group);
+      const int64_t skip = col % kPerHash;
+      const int64_t count = std::min(kPerHash - skip, slice.cols.end - col);
       const int64_t num_bytes = count * static_cast<int64_t>(sizeof(T));
       if (count == kPerHash) {
-        std::memcpy(out, values.data(), sizeof(values));  // a fixed size is one store
+        write_group<T>(bits, out, element);
       } else {
-        std::memcpy(out, values.data() + first, static_cast<size_t>(num_bytes));
+        std::byte whole[kHashBytes];
+        write_group<T>(bits, whole, element);
+        std::memcpy(out, whole + skip * sizeof(T), static_cast<size_t>(num_bytes));
       }
       out += num_bytes;
       col += count;
@@ -156,11 +168,8 @@ class DummySource final : public WeightSource {
                        const TensorSlice& slice,
                        std::span<std::byte> dest) {
     const float step = tensor.amplitude * 0x1p-31F;
-    fill<float>(tensor, slice, dest, [&](uint64_t bits) {
-      const auto value = [&](uint64_t half) {
-        return tensor.center + step * static_cast<float>(static_cast<int32_t>(half));
-      };
-      return std::array{value(bits & 0xFFFFFFFFU), value(bits >> 32)};
+    fill<float>(tensor, slice, dest, [step, center = tensor.center](uint64_t bits) {
+      return center + step * static_cast<float>(static_cast<int32_t>(bits));
     });
   }
 
@@ -168,28 +177,15 @@ class DummySource final : public WeightSource {
                         const TensorSlice& slice,
                         std::span<std::byte> dest) {
     const float step = tensor.amplitude * 0x1p-15F;
-    fill<uint16_t>(tensor, slice, dest, [&](uint64_t bits) {
-      std::array<uint16_t, 4> values;
-      for (uint16_t& value : values) {
-        value = f32_to_bf16(tensor.center +
-                            step * static_cast<float>(static_cast<int16_t>(bits & 0xFFFFU)));
-        bits >>= 16;
-      }
-      return values;
+    fill<uint16_t>(tensor, slice, dest, [step, center = tensor.center](uint64_t bits) {
+      return f32_to_bf16(center + step * static_cast<float>(static_cast<int16_t>(bits)));
     });
   }
 
   void fill_f8(const DummyTensor& tensor,
                const TensorSlice& slice,
                std::span<std::byte> dest) const {
-    fill<uint8_t>(tensor, slice, dest, [&](uint64_t bits) {
-      std::array<uint8_t, 8> values;
-      for (uint8_t& value : values) {
-        value = f8_table_[bits & 0xFFU];
-        bits >>= 8;
-      }
-      return values;
-    });
+    fill<uint8_t>(tensor, slice, dest, [&](uint64_t bits) { return f8_table_[bits & 0xFFU]; });
   }
 
   ModelConfig config_;

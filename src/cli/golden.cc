@@ -32,8 +32,8 @@ class Answer final : public scheduler::OutputSink {
   scheduler::FinishEvent finish;
 };
 
-// Every how many steps --preempt takes all blocks away: odd, so that it falls into prefill chunks
-// and decodes alike.
+// --preempt takes all blocks away whenever this many more tokens came out: tokens, not steps, so
+// that prompts longer than a few chunks still get through.
 constexpr int64_t kPreemptEvery = 7;
 
 class GoldenRun {
@@ -83,11 +83,16 @@ class GoldenRun {
   }
 
   absl::Status run_to_end() {
-    for (int64_t step = 1; !scheduler_.idle(); ++step) {
+    int64_t tokens_left = kPreemptEvery;
+    while (!scheduler_.idle()) {
       R1D_CHECK(scheduler_.plan(clock_.now()).kind == scheduler::Decision::Kind::kRun);
       R1D_ASSIGN_OR_RETURN(engine::StepOutput output, engine_.execute(scheduler_.batch()));
+      for (const engine::SequenceStep& step : scheduler_.batch())
+        tokens_left -= step.sampling != nullptr;
       scheduler_.commit(std::move(output), clock_.now());
-      if (options_.preempt && step % kPreemptEvery == 0) scheduler_.preempt_all();
+      if (!options_.preempt || tokens_left > 0) continue;
+      scheduler_.preempt_all();
+      tokens_left = kPreemptEvery;
     }
     return absl::OkStatus();
   }
@@ -154,13 +159,33 @@ absl::Status check_hits(const GoldenOptions& options,
   return absl::OkStatus();
 }
 
+// Room for every answer side by side, so that the prefix cache loses none of them.
+int64_t cache_bytes(const GoldenOptions& options,
+                    const std::vector<GoldenCase>& cases,
+                    const checkpoint::ModelConfig& config,
+                    DType dtype) {
+  int64_t blocks = 0;
+  for (size_t i = 0; i < std::max(cases.size(), static_cast<size_t>(options.batch)); ++i) {
+    const GoldenCase& expected = cases[i % cases.size()];
+    blocks +=
+        static_cast<int64_t>(expected.prompt.size() + expected.greedy.size()) / options.block_size +
+        1;
+  }
+  return blocks * options.block_size * config.latent_width() * config.num_hidden_layers *
+         dtype_bytes(dtype);
+}
+
 engine::EngineOptions golden_engine_options(const GoldenOptions& options,
+                                            const std::vector<GoldenCase>& cases,
+                                            const checkpoint::ModelConfig& config,
                                             int32_t longest,
                                             int32_t budget) {
+  const DType dtype = options.kv_cache_dtype == "bf16" ? DType::kBF16 : DType::kF32;
   return {.world_size = options.world_size,
           .expert_split = options.expert_parallel ? checkpoint::ExpertSplit::kExpert
                                                   : checkpoint::ExpertSplit::kTensor,
-          .kv_cache_dtype = options.kv_cache_dtype == "bf16" ? DType::kBF16 : DType::kF32,
+          .kv_cache_dtype = dtype,
+          .kv_cache_bytes = cache_bytes(options, cases, config, dtype),
           .block_size = options.block_size,
           .max_model_len = longest,
           .max_num_batched_tokens = budget,
@@ -182,10 +207,11 @@ absl::Status golden(const GoldenOptions& options) {
   const int32_t budget = options.chunk > 0 ? options.chunk : longest * options.batch;
   R1D_ASSIGN_OR_RETURN(
       const auto engine,
-      engine::Engine::create(*weights,
-                             golden_engine_options(options, longest, budget),
-                             static_cast<TokenId>(weights->config().vocab_size - 1),
-                             {}));
+      engine::Engine::create(
+          *weights,
+          golden_engine_options(options, cases, weights->config(), longest, budget),
+          static_cast<TokenId>(weights->config().vocab_size - 1),
+          {}));
   fmt::print("{}: {} cases on {}, world size {}\n",
              options.dir,
              cases.size(),

@@ -132,7 +132,7 @@ class Collector final : public YAML::EventHandler {
 
   const std::string origin_;
   int num_documents_ = 0;
-  int depth_ = 0;  // 1: inside the document's mapping, 2: inside a section's
+  int depth_ = 0;        // 1: inside the document's mapping, 2: inside a section's
   std::string section_;  // whose value is read; empty: a section's name comes next
   YAML::Mark key_mark_;
   const Key* key_ = nullptr;  // whose value is read; null: a key's name comes next

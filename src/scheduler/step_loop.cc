@@ -112,20 +112,19 @@ bool StepLoop::Impl::step() {
   take_in();
   const TimePoint begin = clock_.now();
   const Decision decision = scheduler_.plan(begin);
+  publish();
   if (decision.kind != Decision::Kind::kRun) {
-    publish();
     wait_for_event(decision);
-  } else {
-    absl::StatusOr<engine::StepOutput> output = executor_.execute(scheduler_.batch());
-    if (!output.ok()) {
-      fail(output.status());
-      return false;
-    }
-    const TimePoint end = clock_.now();
-    publish_step(seconds_between(begin, end));
-    scheduler_.commit(*std::move(output), end);
-    publish();
+    return true;
   }
+  absl::StatusOr<engine::StepOutput> output = executor_.execute(scheduler_.batch());
+  if (!output.ok()) {
+    fail(output.status());
+    return false;
+  }
+  const TimePoint end = clock_.now();
+  publish_step(seconds_between(begin, end));
+  scheduler_.commit(*std::move(output), end);  // tokens go out
   return true;
 }
 
@@ -161,7 +160,8 @@ void StepLoop::Impl::take_in() {
   }
 }
 
-// Shows other threads where the scheduler stands.
+// Shows other threads where the scheduler stands. Once a turn, after plan(): what the step in
+// flight took from the queue then makes room for submit() at once.
 void StepLoop::Impl::publish() {
   const SchedulerStats stats = scheduler_.stats();
   metrics_.gauges({.waiting = stats.num_waiting,

@@ -71,9 +71,9 @@ context           163840 tokens (YaRN, 40 times 4096)
 parameters        671.03 B, 37.55 B active a token
 MTP               1 layer, 11.61 B parameters more
 tensors           91,991, 688.57 GB (641.29 GiB): 688,574,839,360 bytes
-  F8_E4M3         45,811, 680.55 GB (633.81 GiB)
-  BF16            312, 7.86 GB (7.32 GiB)
-  F32             45,868, 166.20 MB (158.50 MiB)
+  F8_E4M3         45,808, 680.57 GB (633.83 GiB)
+  BF16            316, 7.84 GB (7.30 GiB)
+  F32             45,867, 166.22 MB (158.52 MiB)
 per rank          85.14 GB (79.29 GiB) of weights, world size 8, a slice of every expert
   with MTP        86.80 GB (80.84 GiB)
 KV cache          70,272 bytes a token in BF16, 140,544 in F32, on every rank

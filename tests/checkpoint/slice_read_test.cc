@@ -238,7 +238,10 @@ std::vector<float> values_of(const WeightSource& source, const std::string& name
   return values;
 }
 
-void expect_moments(const std::vector<float>& values, double mean, double deviation) {
+void expect_moments(const std::vector<float>& values,
+                    double mean,
+                    double deviation,
+                    double tolerance) {
   double sum = 0;
   double squares = 0;
   for (const float value : values) {
@@ -248,19 +251,22 @@ void expect_moments(const std::vector<float>& values, double mean, double deviat
   }
   const auto count = static_cast<double>(values.size());
   EXPECT_NEAR(sum / count, mean, 0.05 * deviation + 1e-9);
-  EXPECT_NEAR(std::sqrt(squares / count - mean * mean), deviation, 0.1 * deviation + 1e-6);
+  EXPECT_NEAR(std::sqrt(squares / count - mean * mean), deviation, tolerance * deviation + 1e-6);
 }
 
 TEST(DummySourceTest, ValuesKeepActivationsSane) {
   for (const bool fp8 : {false, true}) {
     const auto source = make_dummy_source(small(fp8), 7);
-    // 10,000 values and more: the mean of n uniform ones strays by deviation / sqrt(n).
-    expect_moments(
-        values_of(*source, "model.layers.0.mlp.gate_proj.weight"), 0, 1 / std::sqrt(160));
-    expect_moments(
-        values_of(*source, "model.layers.0.mlp.down_proj.weight"), 0, 1 / std::sqrt(192));
-    expect_moments(values_of(*source, "lm_head.weight"), 0, 1 / std::sqrt(160));
-    expect_moments(values_of(*source, "model.norm.weight"), 1, 0);
+    // 10,000 values and more: the mean of n uniform ones strays by deviation / sqrt(n). Scales of
+    // FP8 blocks stray by up to a quarter, and these tensors have few blocks.
+    const double tolerance = fp8 ? 0.27 : 0.05;
+    const double from_160 = 1 / std::sqrt(160);
+    const double from_192 = 1 / std::sqrt(192);
+    const auto values = [&](const char* name) { return values_of(*source, name); };
+    expect_moments(values("model.layers.0.mlp.gate_proj.weight"), 0, from_160, tolerance);
+    expect_moments(values("model.layers.0.mlp.down_proj.weight"), 0, from_192, tolerance);
+    expect_moments(values("lm_head.weight"), 0, from_160, tolerance);
+    expect_moments(values("model.norm.weight"), 1, 0, tolerance);
     for (const float bias : values_of(*source, "model.layers.1.mlp.gate.e_score_correction_bias")) {
       EXPECT_LE(std::abs(bias), 0.01F);
     }

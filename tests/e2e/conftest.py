@@ -21,11 +21,17 @@ def start(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def served(tmp_path_factory):
-    """One ready daemon with default settings, for tests that leave no trace in it."""
+def session_daemon(tmp_path_factory):
     daemon = Daemon(tmp_path_factory.mktemp("served"), GOLDEN / "v3-generic-bf16", "--max-model-len", 4096)
     yield daemon.wait_ready()
     assert daemon.stop() == 0, daemon.log
+
+
+@pytest.fixture
+def served(session_daemon):
+    """One ready daemon with default settings, shared by tests that leave no trace in it."""
+    assert session_daemon.process.poll() is None, f"an earlier test ended r1d:\n{session_daemon.log}"
+    return session_daemon
 
 
 @pytest.fixture

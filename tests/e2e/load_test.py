@@ -15,9 +15,9 @@ from daemon import PATIENCE_S, SANITIZED, certain_tokens, golden_cases, wait_unt
 
 NUM_STREAMS = 200
 SEED = 20240607
-# Over two equal rounds the allocator may still spread over more arenas and grow its free lists; a
-# leak of one sequence's state per stream, or of a connection's, is several times as large.
-RSS_GROWTH_BYTES = 32 << 20
+NUM_ROUNDS = 3  # all alike; the first two also fill caches, arenas and free lists
+# What the last round may add to the resident memory: 40 KiB a stream. Measured: under 10.
+RSS_GROWTH_BYTES = 8 << 20
 CASES = [case for case in golden_cases("v3-generic-bf16") if len(case["prompt"]) <= 128]
 
 
@@ -47,8 +47,8 @@ def make_plan(rng, kind):
         case = rng.choice(CASES)
         prompt, max_tokens, certain = case["prompt"], len(case["greedy"]), certain_tokens(case)
     else:
-        prompt = [rng.randrange(2, 512) for _ in range(rng.randint(1, 120))]
-        max_tokens, certain = rng.randint(1, 64), []
+        prompt = [rng.randrange(2, 512) for _ in range(rng.randint(1, 60))]
+        max_tokens, certain = rng.randint(1, 160), []
     return Plan(
         kind=kind,
         request=fields(prompt, max_tokens) | {"priority": rng.randint(-1, 1)},
@@ -164,13 +164,13 @@ def test_200_clients_of_whom_half_leave_early_leave_nothing_behind(start):
     print("seed", SEED)
     daemon = start(
         "--max-model-len", 256, "--block-size", 16, "--max-batch-size", 48,
-        "--kv-cache-memory", "2Mi",  # 960 bytes a token: room for a third of a full batch, so it preempts
+        "--kv-cache-memory", "1Mi",  # 960 bytes a token: room for a fifth of a full batch, so it preempts
         "--max-num-batched-tokens", 256,
     ).wait_ready()
     method = daemon.method()
     plans = make_plans(SEED)
     resident, open_files = [], []
-    for _ in range(2):
+    for _ in range(NUM_ROUNDS):
         results = asyncio.run(run_round(daemon, method, plans))
         for plan, (code, tokens) in zip(plans, results):
             check(plan, code, tokens)
@@ -186,7 +186,7 @@ def test_200_clients_of_whom_half_leave_early_leave_nothing_behind(start):
     assert metrics.value("r1d_finished_total", reason="error") == 0
     assert metrics.value("r1d_preemptions_total") > 0, "the load was meant to run out of blocks"
     print(f"resident {resident} bytes, open files {open_files}")
-    assert open_files[1] <= open_files[0] + 8  # the system's own sockets come and go
+    assert open_files[-1] <= open_files[0] + 8  # the system's own sockets come and go
     if not SANITIZED:
-        assert resident[1] <= resident[0] + RSS_GROWTH_BYTES
+        assert resident[-1] <= resident[-2] + RSS_GROWTH_BYTES
     assert daemon.stop() == 0, daemon.log

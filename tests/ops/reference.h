@@ -76,6 +76,29 @@ class Guarded {
 
 [[nodiscard]] Tensor tensor_of(std::vector<float>& x, int64_t rows, int64_t cols);
 
+// A step of one sequence; owns what StepInputs borrows.
+struct OneSequence {
+  std::vector<TokenId> ids;
+  std::vector<int32_t> positions;
+  std::vector<BlockId> blocks = {0};
+  std::vector<int32_t> logit_rows;
+  SequenceSpan span;
+
+  OneSequence(OneSequence&&) = default;  // moves keep what `span` points to, copies would not
+  OneSequence& operator=(OneSequence&&) = default;
+  explicit OneSequence(std::vector<TokenId> tokens) : ids(std::move(tokens)) {
+    const auto count = static_cast<int32_t>(ids.size());
+    for (int32_t i = 0; i < count; ++i) positions.push_back(i);
+    span = {.query_len = count, .context_len = count, .block_table = blocks};
+  }
+  [[nodiscard]] StepInputs inputs() const {
+    return {.token_ids = ids,
+            .positions = positions,
+            .sequences = {&span, 1},
+            .logit_rows = logit_rows};
+  }
+};
+
 // One MLP in f64: x [T, D].
 struct TestMlp {
   TestMatrix gate, up, down;

@@ -218,12 +218,16 @@ TEST(DispatcherTest, RunsEveryPostAlsoThoseMadeWhileRunning) {
   second->wait();
 }
 
+class Counting final : public Dispatcher::Task {
+ public:
+  explicit Counting(int32_t& count) : count_(count) {}
+  void run() override { ++count_; }
+
+ private:
+  int32_t& count_;
+};
+
 TEST(DispatcherTest, RunsWhatIsQueuedBeforeItStops) {
-  struct Counting final : Dispatcher::Task {
-    explicit Counting(int32_t& runs) : runs(runs) {}
-    void run() override { ++runs; }
-    int32_t& runs;
-  };
   int32_t runs = 0;
   {
     Dispatcher dispatcher;

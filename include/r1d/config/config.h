@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Flags, environment and file become one validated, immutable Config. Precedence: flag, then
-// R1D_SECTION__KEY, then the YAML file, then the default. One table (src/config/schema.cc) holds every key with its type, unit,
-// range, default and help; it drives parsing, --help, --print-config and docs/configuration.md.
+// R1D_SECTION__KEY, then the YAML file, then the default. One table (src/config/schema.cc) holds
+// every key with its type, unit, range, default and help; it drives parsing, --help, --print-config
+// and docs/configuration.md.
 #pragma once
 
 #include <chrono>
@@ -15,11 +16,11 @@
 namespace r1d::config {
 
 struct ModelSettings {
-  std::string path;              // model.path: Hugging Face directory
-  std::string name;              // model.name: name clients see; default: the directory's last part
-  std::string load_format = "auto";   // model.load_format: auto | safetensors | dummy
-  std::string config_file;       // model.config_file: config.json for load_format dummy
-  uint64_t dummy_seed = 1;       // model.dummy_seed
+  std::string path;  // model.path: Hugging Face directory
+  std::string name;  // model.name: name clients see; default: the directory's last part
+  std::string load_format = "auto";  // model.load_format: auto | safetensors | dummy
+  std::string config_file;           // model.config_file: config.json for load_format dummy
+  uint64_t dummy_seed = 1;           // model.dummy_seed
 };
 
 struct EngineSettings {
@@ -27,9 +28,10 @@ struct EngineSettings {
   int32_t num_threads = 0;              // engine.num_threads: all ranks together; 0 = one a core
   bool expert_parallel = false;         // engine.expert_parallel: whole experts a rank
   std::string kv_cache_dtype = "auto";  // engine.kv_cache_dtype: auto (f32 on the CPU) | f32 | bf16
-  int64_t kv_cache_memory_bytes = 0;    // engine.kv_cache_memory: bytes a rank, suffixes K M G Ki Mi Gi; 0 = a quarter of free RAM
-  bool bf16_dot = false;                // engine.bf16_dot: see ops::CpuOptions
-  bool load_mtp = false;                // engine.load_mtp: load the MTP layers as well
+  int64_t kv_cache_memory_bytes = 0;  // engine.kv_cache_memory: bytes a rank, suffixes K M G Ki Mi
+                                      // Gi; 0 = a quarter of free RAM
+  bool bf16_dot = false;              // engine.bf16_dot: see ops::CpuOptions
+  bool load_mtp = false;              // engine.load_mtp: load the MTP layers as well
 };
 
 struct SchedulerSettings {
@@ -44,15 +46,18 @@ struct SchedulerSettings {
 };
 
 struct ServerSettings {
-  std::string grpc_address = "127.0.0.1:50051";        // server.grpc_address; port 0 = any
-  std::string management_address = "127.0.0.1:8081";   // server.management_address
-  bool reflection = true;                              // server.reflection
-  int32_t max_request_bytes = 4 << 20;                 // server.max_request_bytes
-  int32_t stream_buffer_tokens = 4096;                 // server.stream_buffer_tokens: unread tokens before a slow reader is cancelled
-  int32_t max_concurrent_streams = 1024;               // server.max_concurrent_streams, per connection
-  std::chrono::milliseconds drain_timeout{600000};     // server.drain_timeout
-  std::chrono::milliseconds liveness_timeout{30000};   // server.liveness_timeout: no progress for so long = dead
-  std::chrono::milliseconds max_request_time{3600000}; // server.max_request_time: a deadline for requests without one
+  std::string grpc_address = "127.0.0.1:50051";       // server.grpc_address; port 0 = any
+  std::string management_address = "127.0.0.1:8081";  // server.management_address
+  bool reflection = true;                             // server.reflection
+  int32_t max_request_bytes = 4 << 20;                // server.max_request_bytes
+  int32_t stream_buffer_tokens =
+      4096;  // server.stream_buffer_tokens: unread tokens before a slow reader is cancelled
+  int32_t max_concurrent_streams = 1024;            // server.max_concurrent_streams, per connection
+  std::chrono::milliseconds drain_timeout{600000};  // server.drain_timeout
+  std::chrono::milliseconds liveness_timeout{
+      30000};  // server.liveness_timeout: no progress for so long = dead
+  std::chrono::milliseconds max_request_time{
+      3600000};  // server.max_request_time: a deadline for requests without one
 };
 
 struct LogSettings {
@@ -71,9 +76,9 @@ struct Config {
 // (key, value) as given on the command line: {"engine.world_size", "2"}.
 using Overrides = std::vector<std::pair<std::string, std::string>>;
 
-// Reads `yaml_path` ("" = none), then `environment` (NAME=VALUE entries; those not starting with R1D_ are
-// ignored), then `flags`. kInvalidArgument names file, line, key, expected, found and, for an
-// unknown key, the nearest known one.
+// Reads `yaml_path` ("" = none), then `environment` (NAME=VALUE entries; those not starting with
+// R1D_ are ignored), then `flags`. kInvalidArgument names file, line, key, expected, found and, for
+// an unknown key, the nearest known one.
 [[nodiscard]] absl::StatusOr<Config> load(const std::string& yaml_path,
                                           const std::vector<std::string>& environment,
                                           const Overrides& flags);

@@ -15,7 +15,7 @@
 
 namespace r1d::scheduler {
 
-// The thread that drives the engine: intake, plan, execute, commit, publish. Owns the Scheduler.
+// The thread that drives the engine: intake, plan, publish, execute, commit. Owns the Scheduler.
 // Lifecycle: start() -> submit/cancel from any thread -> drain() -> stop(), also by the destructor.
 // Threads: start() and stop() belong to the owner, the rest is thread-safe; sinks are called on the
 // loop's own thread.
@@ -51,7 +51,7 @@ class StepLoop {
   // as seen by the calls. False once the engine has failed.
   [[nodiscard]] bool alive(Duration patience) const;
 
-  [[nodiscard]] SchedulerStats stats() const;  // as of the last step
+  [[nodiscard]] SchedulerStats stats() const;  // as of the last plan
 
  private:
   class Impl;

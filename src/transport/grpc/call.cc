@@ -55,17 +55,19 @@ void GenerateCall::start(const v1::GenerateRequest& message) {
   admission::GenerateRequest request = request_from_proto(message);
   request.deadline = deadline_;
   const auto id = environment_.frontend.submit(request, shared_from_this());
+  const std::string name = id.ok() ? fmt::format("{}-{}", environment_.id_prefix, *id) : "";
   if (id.ok()) {
-    std::string name = fmt::format("{}-{}", environment_.id_prefix, *id);
     context_.AddInitialMetadata("x-request-id", name);
     send_initial_metadata();
-    const base::MutexLock lock(mu_);
-    id_ = *id;
-    request_name_ = std::move(name);
   }
   {
     const base::MutexLock lock(mu_);
-    if (!id.ok()) early_end_ = id.status();
+    if (id.ok()) {
+      id_ = *id;
+      request_name_ = name;
+    } else {
+      early_end_ = id.status();
+    }
     grpc_share_ = shared_from_this();
     started_ = true;
   }
@@ -142,7 +144,7 @@ void GenerateCall::cancel_request(const absl::Status& why) {
 std::optional<absl::Status> GenerateCall::take_early_end() {
   if (!may_send() || !early_end_.has_value()) return std::nullopt;
   settled_ = early_end_->code();
-  limit_tail();
+  if (writing_) limit_tail();
   return early_end_;
 }
 

@@ -3,6 +3,7 @@
 #include <limits>
 #include <random>
 #include <utility>
+#include <vector>
 
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
@@ -145,14 +146,21 @@ class Service final : public v1::InferenceService::CallbackService {
   ModelPtr model_ ABSL_GUARDED_BY(mu_);
 };
 
-// Adds reflection to one server; gRPC's own initialiser would add it to every server of the
-// process.
-class WithReflection final : public grpc::ServerBuilderOption {
+// Linking gRPC's reflection library puts it into every server of the process; this says so per
+// server.
+class ReflectionOption final : public grpc::ServerBuilderOption {
  public:
+  explicit ReflectionOption(bool enabled) : enabled_(enabled) {}
   void UpdateArguments(grpc::ChannelArguments* /*arguments*/) override {}
   void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>* plugins) override {
-    plugins->push_back(std::make_unique<grpc::reflection::ProtoServerReflectionPlugin>());
+    auto reflection = std::make_unique<grpc::reflection::ProtoServerReflectionPlugin>();
+    std::erase_if(*plugins,
+                  [&](const auto& plugin) { return plugin->name() == reflection->name(); });
+    if (enabled_) plugins->push_back(std::move(reflection));
   }
+
+ private:
+  const bool enabled_;
 };
 
 int to_ms(std::chrono::milliseconds duration) {
@@ -214,7 +222,7 @@ class GrpcServerImpl final : public GrpcServer {
     builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
     builder.AddListeningPort(options.address, grpc::InsecureServerCredentials(), &port_);
     builder.RegisterService(&service_);
-    if (options.reflection) builder.SetOption(std::make_unique<WithReflection>());
+    builder.SetOption(std::make_unique<ReflectionOption>(options.reflection));
     server_ = builder.BuildAndStart();
     if (server_ == nullptr || port_ == 0) {
       server_.reset();

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <ctime>
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include "tests/scheduler/fakes.h"
+
+namespace r1d::scheduler {
+namespace {
+
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+constexpr double kMostMicroseconds = 5'000;
+#else
+constexpr double kMostMicroseconds = 200;  // it takes about 20; a scan of what waits, thousands
+#endif
+
+// Processor time of this thread: tests share their cores.
+double thread_microseconds() {
+  timespec time{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) * 1e6 + static_cast<double>(time.tv_nsec) * 1e-3;
+}
+
+class CountingSink final : public OutputSink {
+ public:
+  void on_token(TokenEvent /*event*/) override { ++num_tokens; }
+  void on_finish(const FinishEvent& /*event*/) override {}
+  int64_t num_tokens = 0;
+};
+
+TEST(SchedulerCostTest, PlanAndCommitOf256RunningSequencesAreCheap) {
+  constexpr int32_t kRunning = 256;
+  constexpr int32_t kWaiting = 10'000;
+  constexpr int32_t kSteps = 2'000;
+  SchedulerOptions options;
+  options.max_batch_size = kRunning;
+  options.max_model_len = 8192;
+  options.max_waiting_requests = kRunning + kWaiting;
+  options.num_blocks = kRunning * 8192 / options.block_size;
+  Scheduler scheduler(options);
+  ManualClock clock;
+  auto sink = std::make_shared<CountingSink>();
+  for (RequestId id = 1; id <= kRunning + kWaiting; ++id) {
+    const std::vector<TokenId> prompt = counting_prompt(100, static_cast<TokenId>(id));
+    ASSERT_TRUE(scheduler.add(make_request(id, prompt, 4000, sink, clock.now()), clock.now()).ok());
+  }
+  double in_scheduler = 0;
+  for (int32_t step = 0; step < kSteps; ++step) {
+    engine::StepOutput output;
+    const double begin = thread_microseconds();
+    ASSERT_EQ(scheduler.plan(clock.now()).kind, Decision::Kind::kRun);
+    in_scheduler += thread_microseconds() - begin;
+    ASSERT_EQ(scheduler.batch().size(), static_cast<size_t>(kRunning));
+    output.tokens.resize(scheduler.batch().size());
+    for (engine::SampledToken& token : output.tokens) token.token = step;
+    const double resumed = thread_microseconds();
+    scheduler.commit(std::move(output), clock.now());
+    in_scheduler += thread_microseconds() - resumed;
+  }
+  EXPECT_EQ(sink->num_tokens, int64_t{kRunning} * kSteps);
+  const double microseconds = in_scheduler / kSteps;
+  fmt::print("{:.1f} us a step for {} running, {} waiting\n", microseconds, kRunning, kWaiting);
+  EXPECT_LT(microseconds, kMostMicroseconds);
+}
+
+}  // namespace
+}  // namespace r1d::scheduler
