@@ -53,7 +53,7 @@ class JsonFields {
  private:
   int64_t read_integer(
       const char* name, int64_t fallback, int64_t min, int64_t max, Presence presence);
-  // Whether there is a value to read; an absent required one fails.
+  // The value to read, or nullptr; an absent required one fails.
   const Json* value_of(const char* name, std::string_view what, Presence presence);
 
   const Json& object_;

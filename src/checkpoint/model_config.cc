@@ -60,7 +60,6 @@ void read_sizes(JsonFields& fields, ModelConfig& config) {
 
 void read_attention(JsonFields& fields, ModelConfig& config) {
   fields.integer("num_attention_heads", config.num_attention_heads, 1, kMaxHeads, kRequired);
-  // null says that there is one q_proj; a file without the field means some other default.
   fields.integer("q_lora_rank", config.q_lora_rank, 0, kMaxHidden, kOptional);
   fields.integer("kv_lora_rank", config.kv_lora_rank, 1, kMaxHidden, kRequired);
   fields.integer("qk_nope_head_dim", config.qk_nope_head_dim, 1, kMaxHeadDim, kRequired);
@@ -128,11 +127,12 @@ absl::StatusOr<ModelConfig> ModelConfig::parse(std::string_view text) {
   R1D_ASSIGN_OR_RETURN(const Json json, parse_json(text, kConfigJson));
   if (!json.is_object()) return invalid_argument("expected an object, found {}", describe(json));
   JsonFields fields(json);
+  ModelConfig config;
+  read_identity(fields, config);
+  // null says that there is none; a file without these means some other default.
   for (const char* name : {"q_lora_rank", "n_routed_experts"}) {
     if (!json.contains(name)) fields.fail_expected(name, "an integer or null");
   }
-  ModelConfig config;
-  read_identity(fields, config);
   refuse_unsupported(fields);
   read_sizes(fields, config);
   read_attention(fields, config);

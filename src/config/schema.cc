@@ -91,6 +91,8 @@ std::vector<Key> make_schema() {
     plain(kBoolean, "engine.bf16_dot", "--bf16-dot", R1D_FIELD(engine.bf16_dot),
           "Use the CPU's bf16 dot-product instructions where it has them: faster, but activations "
           "are rounded to bf16."),
+    plain(kBoolean, "engine.load_mtp", "--load-mtp", R1D_FIELD(engine.load_mtp),
+          "Load the multi-token prediction layers too. Nothing runs them yet."),
 
     number(kInteger, "scheduler.max_batch_size", "--max-batch-size", R1D_FIELD(scheduler.max_batch_size),
            {1, 4096},

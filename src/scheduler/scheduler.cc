@@ -2,6 +2,7 @@
 #include "r1d/scheduler/scheduler.h"
 
 #include <algorithm>
+#include <array>
 #include <set>
 #include <unordered_map>
 #include <utility>
@@ -42,6 +43,8 @@ class Scheduler::Impl {
   void build_batch(TimePoint now);
   void append_to_batch(Sequence& sequence);
   void note_started(Sequence& sequence, TimePoint now);
+
+  void check_sequence(const Sequence& sequence) const;
 
   void take_result(Sequence& sequence, engine::SampledToken result, TimePoint now);
   void take_token(Sequence& sequence, engine::SampledToken token, TimePoint now);
@@ -304,6 +307,17 @@ SchedulerStats Scheduler::Impl::stats() const {
   };
 }
 
+void Scheduler::Impl::check_sequence(const Sequence& sequence) const {
+  const auto num_slots = static_cast<int64_t>(sequence.table.blocks.size()) * kv_.block_size();
+  if (sequence.state == Sequence::State::kRunning) {
+    R1D_CHECK(num_slots >= sequence.num_computed + sequence.num_scheduled);
+    R1D_CHECK(sequence.num_scheduled == 0 || !batch_.empty());
+  } else {
+    R1D_CHECK(num_slots == 0 && sequence.num_scheduled == 0);
+    R1D_CHECK(sequence.num_computed == 0 || sequence.state == Sequence::State::kEnded);
+  }
+}
+
 void Scheduler::Impl::check_invariants() const {
   std::vector<const BlockTable*> tables;
   std::array<size_t, 4> in_state{};
@@ -313,11 +327,7 @@ void Scheduler::Impl::check_invariants() const {
     R1D_CHECK(live.num_live > 0);
     for (const Sequence& sequence : live.sequences) {
       ++in_state[static_cast<size_t>(sequence.state)];
-      const bool runs = sequence.state == Sequence::State::kRunning;
-      R1D_CHECK(runs || (sequence.table.blocks.empty() && sequence.num_computed == 0) ||
-                sequence.state == Sequence::State::kEnded);
-      R1D_CHECK(!runs || static_cast<int64_t>(sequence.table.blocks.size()) * kv_.block_size() >=
-                             sequence.num_computed + sequence.num_scheduled);
+      check_sequence(sequence);
       tables.push_back(&sequence.table);
     }
   }

@@ -74,6 +74,7 @@ TEST(ConfigTest, FillsEveryFieldFromItsKey) {
                             {"engine.kv_cache_dtype", "bf16"},
                             {"engine.kv_cache_memory", "16Gi"},
                             {"engine.bf16_dot", "true"},
+                            {"engine.load_mtp", "true"},
                             {"scheduler.max_batch_size", "8"},
                             {"scheduler.batch_timeout", "0"},
                             {"scheduler.max_num_batched_tokens", "512"},
@@ -105,6 +106,7 @@ TEST(ConfigTest, FillsEveryFieldFromItsKey) {
   EXPECT_EQ(config->engine.kv_cache_dtype, "bf16");
   EXPECT_EQ(config->engine.kv_cache_memory_bytes, int64_t{16} << 30);
   EXPECT_TRUE(config->engine.bf16_dot);
+  EXPECT_TRUE(config->engine.load_mtp);
   EXPECT_EQ(config->scheduler.max_batch_size, 8);
   EXPECT_EQ(config->scheduler.batch_timeout.count(), 0);
   EXPECT_EQ(config->scheduler.max_num_batched_tokens, 512);

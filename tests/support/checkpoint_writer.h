@@ -7,11 +7,13 @@
 #include <fstream>
 #include <functional>
 #include <map>
+#include <span>
 #include <string>
 #include <unistd.h>
 #include <utility>
 #include <vector>
 
+#include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "r1d/base/check.h"
@@ -99,6 +101,14 @@ inline std::string serialize(const TensorMap& tensors,
   std::string file;
   for (int shift = 0; shift < 64; shift += 8) file += static_cast<char>(json.size() >> shift);
   return file + json + data;
+}
+
+// Gives `tensor` another shape and as many bytes as that needs.
+inline void reshape(TensorData& tensor, std::vector<int64_t> shape, size_t bytes_each) {
+  size_t count = 1;
+  for (const int64_t size : shape) count *= static_cast<size_t>(size);
+  tensor.shape = std::move(shape);
+  tensor.bytes.assign(count * bytes_each, '\0');
 }
 
 // What write() puts into a directory. Every part may be changed before.
