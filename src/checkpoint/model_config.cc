@@ -17,7 +17,7 @@ namespace {
 using enum Presence;
 
 // Bounds far above any model of the family, and low enough that no size overflows int64_t: the
-// largest matrix has 2^25 x 2^17 values of 4 bytes, and check_config() bounds how many there are.
+// largest matrix has 2^26 x 2^17 values of 4 bytes, and check_config() bounds how many there are.
 constexpr int64_t kMaxVocabulary = 1 << 24;
 constexpr int64_t kMaxHidden = 1 << 17;
 constexpr int64_t kMaxIntermediate = 1 << 20;

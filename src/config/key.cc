@@ -5,7 +5,6 @@
 #include <type_traits>
 
 #include "r1d/base/address.h"
-#include "r1d/base/check.h"
 #include "r1d/base/status.h"
 
 #include "config/schema.h"

@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "config/yaml_reader.h"
 
-#include <algorithm>
 #include <exception>
-#include <optional>
 #include <set>
 #include <sstream>
 #include <utility>

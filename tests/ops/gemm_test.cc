@@ -252,7 +252,7 @@ TEST(GemmTest, ATensorParallelSliceHoldsTheSameNumbers) {
   for (size_t i = 0; i < values.size(); ++i) EXPECT_EQ(values[i], static_cast<float>(s.values[i]));
 }
 
-// bf16 activations: x rounds by 2^-9 of itself; the rest as in f32.
+// bf16 activations: 8 significant bits, so x rounds by up to 2^-8 of itself; the rest as in f32.
 TEST(GemmTest, Bf16DotStaysWithinTheRoundingOfActivations) {
   if (!has_bf16_dot()) GTEST_SKIP() << "this CPU has no AVX-512 BF16";
   for (const Shape& s : kShapes) {
@@ -274,7 +274,7 @@ TEST(GemmTest, Bf16DotStaysWithinTheRoundingOfActivations) {
           for (size_t c = 0; c < cols; ++c) {
             size += std::abs(w.at(row, static_cast<int64_t>(c)) * token[c]);
           }
-          ASSERT_NEAR(y[i], want[i], 0x1p-9 * size + tolerance(w, token, row)) << i;
+          ASSERT_NEAR(y[i], want[i], 0x1p-8 * size + tolerance(w, token, row)) << i;
         }
       }
     }

@@ -2,6 +2,7 @@
 #include "tests/scheduler/shadow_executor.h"
 
 #include <set>
+#include <utility>
 
 namespace r1d::scheduler {
 
@@ -100,8 +101,10 @@ uint64_t ShadowExecutor::run(const engine::SequenceStep& step) {
 }
 
 ShadowExecutor::Slot& ShadowExecutor::slot(const engine::SequenceStep& step, int32_t position) {
-  const int32_t block = step.block_table[static_cast<size_t>(position / options_.block_size)];
-  return slots_[static_cast<size_t>(block * options_.block_size + position % options_.block_size)];
+  const auto block_size = static_cast<size_t>(options_.block_size);
+  const auto at = static_cast<size_t>(position);
+  const auto block = static_cast<size_t>(step.block_table[at / block_size]);
+  return slots_[block * block_size + at % block_size];
 }
 
 void ShadowExecutor::expect(bool condition, const engine::SequenceStep& step, const char* claim) {

@@ -28,10 +28,9 @@ struct EngineSettings {
   int32_t num_threads = 0;              // engine.num_threads: all ranks together; 0 = one a core
   bool expert_parallel = false;         // engine.expert_parallel: whole experts a rank
   std::string kv_cache_dtype = "auto";  // engine.kv_cache_dtype: auto (f32 on the CPU) | f32 | bf16
-  int64_t kv_cache_memory_bytes = 0;  // engine.kv_cache_memory: bytes a rank, suffixes K M G Ki Mi
-                                      // Gi; 0 = a quarter of free RAM
-  bool bf16_dot = false;              // engine.bf16_dot: see ops::CpuOptions
-  bool load_mtp = false;              // engine.load_mtp: load the MTP layers as well
+  int64_t kv_cache_memory_bytes = 0;    // engine.kv_cache_memory: a rank; 0 = a quarter of free RAM
+  bool bf16_dot = false;                // engine.bf16_dot: see ops::CpuOptions
+  bool load_mtp = false;                // engine.load_mtp: load the MTP layers as well
 };
 
 struct SchedulerSettings {
@@ -50,14 +49,11 @@ struct ServerSettings {
   std::string management_address = "127.0.0.1:8081";  // server.management_address
   bool reflection = true;                             // server.reflection
   int32_t max_request_bytes = 4 << 20;                // server.max_request_bytes
-  int32_t stream_buffer_tokens =
-      4096;  // server.stream_buffer_tokens: unread tokens before a slow reader is cancelled
-  int32_t max_concurrent_streams = 1024;            // server.max_concurrent_streams, per connection
-  std::chrono::milliseconds drain_timeout{600000};  // server.drain_timeout
-  std::chrono::milliseconds liveness_timeout{
-      30000};  // server.liveness_timeout: no progress for so long = dead
-  std::chrono::milliseconds max_request_time{
-      3600000};  // server.max_request_time: a deadline for requests without one
+  int32_t stream_buffer_tokens = 4096;    // unread tokens before a slow reader is cancelled
+  int32_t max_concurrent_streams = 1024;  // server.max_concurrent_streams, per connection
+  std::chrono::milliseconds drain_timeout{600000};      // server.drain_timeout
+  std::chrono::milliseconds liveness_timeout{30000};    // no progress for so long = dead
+  std::chrono::milliseconds max_request_time{3600000};  // a deadline for requests without one
 };
 
 struct LogSettings {

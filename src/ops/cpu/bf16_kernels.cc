@@ -20,7 +20,7 @@ namespace {
 #define R1D_BF16_INLINE R1D_BF16_TARGET __attribute__((always_inline)) inline
 
 constexpr int64_t kLanes = 32;  // bf16 values of a vector
-constexpr int kTokenTile = 2;   // 4 rows x 2 tokens: 8 block sums and 8 totals
+constexpr int kTokenTile = 4;   // 4 rows x 4 tokens: 16 sums
 // FP8 values are handled times 2^-8 (load-inl.h), so their scales times 2^8.
 constexpr float kF8Scale = 256.0F;
 
@@ -52,10 +52,15 @@ R1D_BF16_INLINE __m512bh load_weights(const F8* p, __mmask32 mask) {
   return _mm512_cvtne2ps_pbh(high, low);
 }
 
-R1D_BF16_INLINE __m512bh load_activations(const float* p, __mmask32 mask) {
-  const __m512 low = _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), p);
-  const __m512 high = _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask >> 16), p + 16);
-  return _mm512_cvtne2ps_pbh(high, low);
+// One row of activations, rounded to bf16 (nearest even).
+R1D_BF16_TARGET void round_row(const float* x, int64_t cols, Bf16* out) {
+  for (int64_t k = 0; k < cols; k += kLanes) {
+    const __mmask32 mask = first_lanes(cols - k);
+    const __m512 low = _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), x + k);
+    const __m512 high = _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask >> 16), x + k + 16);
+    _mm512_mask_storeu_epi16(
+        out + k, mask, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
+  }
 }
 
 R1D_BF16_INLINE float sum_lanes(__m512 v) {
@@ -96,7 +101,7 @@ R1D_BF16_INLINE void add_block(const __m512 (&block)[kTokens][4],
 // sums[t][r] = rows.w[r] . x[t]. Vectors start at the beginning of each scale block.
 template <int kTokens, class T>
 R1D_BF16_TARGET void dot_quad(const RowQuad<T>& rows,
-                              const float* const* x,
+                              const Bf16* const* x,
                               int64_t cols,
                               float (*sums)[4]) {
   constexpr int64_t kBlock = Matrix::kScaleBlock;
@@ -109,23 +114,32 @@ R1D_BF16_TARGET void dot_quad(const RowQuad<T>& rows,
     for (; k < end; k += kLanes) {
       const __mmask32 mask = first_lanes(end - k);
       __m512bh xs[kTokens];
-#pragma GCC unroll 2
-      for (int t = 0; t < kTokens; ++t) xs[t] = load_activations(x[t] + k, mask);
+#pragma GCC unroll 4
+      for (int t = 0; t < kTokens; ++t) xs[t] = load_weights(x[t] + k, mask);
 #pragma GCC unroll 4
       for (int r = 0; r < 4; ++r) {
         const __m512bh w = load_weights(rows.w[r] + k, mask);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
         for (int t = 0; t < kTokens; ++t) block[t][r] = _mm512_dpbf16_ps(block[t][r], w, xs[t]);
       }
     }
     k = end;
     add_block<kTokens>(block, rows, block_idx, total);
   }
-#pragma GCC unroll 2
+#pragma GCC unroll 4
   for (int t = 0; t < kTokens; ++t) {
 #pragma GCC unroll 4
     for (int r = 0; r < 4; ++r) sums[t][r] = sum_lanes(total[t][r]);
   }
+}
+
+template <class T>
+void dot_tile(
+    int64_t tokens, const RowQuad<T>& rows, const Bf16* const* x, int64_t cols, float (*sums)[4]) {
+  if (tokens == 1) return dot_quad<1>(rows, x, cols, sums);
+  if (tokens == 2) return dot_quad<2>(rows, x, cols, sums);
+  if (tokens == 3) return dot_quad<3>(rows, x, cols, sums);
+  dot_quad<4>(rows, x, cols, sums);
 }
 
 // Rows of stored weights, or of FP8 weights converted to (unscaled) bf16.
@@ -150,26 +164,26 @@ struct WeightView {
   }
 };
 
+// Rows [row_begin, row_end) for the tokens of `range`; `rounded`: kTokenTile rows of activations.
 template <class T>
-R1D_BF16_TARGET void multiply(const GemmJob& job,
-                              const WeightView<T>& weights,
-                              int64_t row_begin,
-                              int64_t row_end,
-                              const GemmRange& range) {
+void multiply(const GemmJob& job,
+              const WeightView<T>& weights,
+              int64_t row_begin,
+              int64_t row_end,
+              const GemmRange& range,
+              Bf16* rounded) {
+  const int64_t cols = job.weights.cols;
   float sums[kTokenTile][4];
-  const float* x[kTokenTile];
+  const Bf16* x[kTokenTile];
   for (int64_t t = range.token_begin; t < range.token_end; t += kTokenTile) {
     const int64_t tokens = std::min<int64_t>(kTokenTile, range.token_end - t);
     for (int64_t i = 0; i < tokens; ++i) {
-      x[i] = job.x + job.x_stride * (job.x_rows != nullptr ? job.x_rows[t + i] : t + i);
+      const int64_t token = job.x_rows != nullptr ? job.x_rows[t + i] : t + i;
+      round_row(job.x + job.x_stride * token, cols, rounded + i * cols);
+      x[i] = rounded + i * cols;
     }
     for (int64_t r = row_begin; r < row_end; r += 4) {
-      const RowQuad<T> quad = weights.quad(r, row_end);
-      if (tokens == 1) {
-        dot_quad<1>(quad, x, job.weights.cols, sums);
-      } else {
-        dot_quad<2>(quad, x, job.weights.cols, sums);
-      }
+      dot_tile(tokens, weights.quad(r, row_end), x, cols, sums);
       const int64_t count = std::min<int64_t>(4, row_end - r);
       for (int64_t i = 0; i < tokens; ++i) {
         std::copy_n(sums[i], count, job.y + (t + i) * job.y_stride + r);
@@ -185,20 +199,19 @@ R1D_BF16_TARGET void convert_row(const F8* w, int64_t cols, Bf16* out) {
   }
 }
 
-void multiply_f8(const GemmJob& job, const GemmRange& range, float* panel) {
+void multiply_f8(const GemmJob& job, const GemmRange& range, Bf16* rounded, Bf16* panel) {
   const Matrix& m = job.weights;
   const auto* stored = static_cast<const F8*>(m.data);
   if (range.token_end - range.token_begin <= kTokenTile) {
-    multiply(job, WeightView<F8>{m, stored, 0}, range.row_begin, range.row_end, range);
+    multiply(job, WeightView<F8>{m, stored, 0}, range.row_begin, range.row_end, range, rounded);
     return;
   }
-  auto* converted = reinterpret_cast<Bf16*>(panel);
   for (int64_t row = range.row_begin; row < range.row_end; row += kPanelRows) {
     const int64_t end = std::min(row + kPanelRows, range.row_end);
     for (int64_t r = row; r < end; ++r) {
-      convert_row(stored + r * m.cols, m.cols, converted + (r - row) * m.cols);
+      convert_row(stored + r * m.cols, m.cols, panel + (r - row) * m.cols);
     }
-    multiply(job, WeightView<Bf16>{m, converted, row}, row, end, range);
+    multiply(job, WeightView<Bf16>{m, panel, row}, row, end, range, rounded);
   }
 }
 
@@ -212,9 +225,13 @@ bool has_bf16_dot() {
 void gemm_range_bf16(const GemmJob& job, const GemmRange& range, float* panel) {
   const Matrix& m = job.weights;
   R1D_DCHECK(m.dtype != DType::kF32);
-  if (m.dtype == DType::kF8E4M3) return multiply_f8(job, range, panel);
+  // The f32 panel is twice what kPanelRows rows of bf16 need: the activations take the other half.
+  static_assert(kTokenTile <= kPanelRows);
+  auto* converted = reinterpret_cast<Bf16*>(panel);
+  Bf16* rounded = converted + kPanelRows * m.cols;
+  if (m.dtype == DType::kF8E4M3) return multiply_f8(job, range, rounded, converted);
   const WeightView<Bf16> weights{m, static_cast<const Bf16*>(m.data), 0};
-  multiply(job, weights, range.row_begin, range.row_end, range);
+  multiply(job, weights, range.row_begin, range.row_end, range, rounded);
 }
 
 }  // namespace r1d::ops::cpu
