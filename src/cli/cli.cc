@@ -155,7 +155,7 @@ void add_version(CLI::App& app, Action& action) {
 
 int run(int argc, char** argv) {
   CLI::App app("r1d serves DeepSeek-R1 / V3 checkpoints as they are");
-  app.require_subcommand(1);
+  app.require_subcommand(0, 1);  // none at all is caught below: so an unknown word is named
   app.set_version_flag("--version", std::string("r1d ") + base::version());
   Action action;
   add_serve(app, action);
@@ -167,6 +167,10 @@ int run(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
+  }
+  if (!action) {
+    std::fputs(app.help().c_str(), stderr);
+    return 2;
   }
   const absl::Status status = action();
   if (status.ok()) return 0;
