@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Time of the CPU GEMM at DeepSeek-R1's shapes, beside the bandwidth of a plain read of as many
-// bytes by as many threads: a product of few tokens cannot be faster than reading its weights.
+// Time of the CPU GEMM at DeepSeek-R1's shapes, beside the bandwidth at which as many threads just
+// read memory: a product of few tokens cannot be faster than reading its weights.
 //   r1d_ops_bench [max_threads]
 #include <algorithm>
 #include <chrono>
@@ -23,7 +23,7 @@ namespace r1d::ops::cpu {
 namespace {
 
 // Copies of a matrix are used in turn, so that weights come from memory and not from a cache.
-constexpr int64_t kColdBytes = int64_t{256} << 20;
+constexpr int64_t kColdBytes = int64_t{1} << 30;
 constexpr double kSecondsPerCase = 0.3;
 
 struct Shape {
@@ -54,24 +54,22 @@ double best_seconds(const Body& body) {
   return best;
 }
 
-// Threads add up 64-bit words of their parts; the sum keeps the reads alive.
+// Each thread copies its part into a buffer that stays in its first-level cache: reads only.
 double read_bandwidth(const HostMemory& memory, Parallel& parallel) {
-  const int64_t threads = parallel.num_threads();
-  const auto words = static_cast<int64_t>(memory.size()) / 8 / threads / 8 * 8;
-  std::vector<uint64_t> sums(static_cast<size_t>(threads));
+  constexpr size_t kPiece = 16384;
+  const auto threads = static_cast<size_t>(parallel.num_threads());
+  const size_t part = memory.size() / threads / kPiece * kPiece;
+  std::vector<std::byte> buffers(threads * kPiece);
   const double seconds = best_seconds([&](int64_t) {
-    parallel.run(threads, INT64_MAX, [&](int64_t task, int32_t) {
-      const auto* part = reinterpret_cast<const uint64_t*>(memory.data()) + task * words;
-      uint64_t lanes[8] = {};
-      for (int64_t i = 0; i < words; i += 8) {
-        for (int64_t j = 0; j < 8; ++j) lanes[j] += part[i + j];
-      }
-      for (const uint64_t lane : lanes) sums[static_cast<size_t>(task)] += lane;
+    parallel.run(static_cast<int64_t>(threads), INT64_MAX, [&](int64_t task, int32_t) {
+      const std::byte* source = memory.data() + static_cast<size_t>(task) * part;
+      std::byte* buffer = buffers.data() + static_cast<size_t>(task) * kPiece;
+      for (size_t i = 0; i < part; i += kPiece) std::memcpy(buffer, source + i, kPiece);
     });
   });
-  volatile uint64_t keep = 0;
-  for (const uint64_t sum : sums) keep = keep + sum;
-  return static_cast<double>(words * threads * 8) / seconds / 1e9;
+  volatile std::byte keep = buffers[0];
+  static_cast<void>(keep);
+  return static_cast<double>(part * threads) / seconds / 1e9;
 }
 
 void bench_shape(const Shape& shape, const HostMemory& weights, Parallel& parallel, Gemm& gemm) {

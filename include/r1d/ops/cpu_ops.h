@@ -18,8 +18,9 @@ struct CpuOptions {
   int32_t num_threads = 1;  // per rank
   MlaForm mla_form = MlaForm::kAuto;
   int32_t max_tokens = 0;   // largest T of a step; scratch memory is taken for it at creation
-  // Multiply bf16-rounded activations by bf16 weights with AVX-512 BF16 where the CPU has it. Faster,
-  // less exact (2e-2 instead of 1e-3 relative on the logits).
+  // Multiply bf16-rounded activations by bf16 weights with AVX-512 BF16; without that CPU the f32
+  // path runs. Less exact (2e-2 instead of 1e-3 relative on the logits), and faster only where
+  // vdpbf16ps outruns two f32 multiply-adds: src/ops/README.md has figures.
   bool bf16_dot = false;
 };
 
