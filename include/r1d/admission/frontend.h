@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The one door behind all transports: validation, defaults, limits, ids. A transport turns its bytes
-// into a GenerateRequest and sends events on; it judges nothing itself.
+// The one door behind all transports: validation, defaults, limits, ids. A transport turns its
+// bytes into a GenerateRequest and sends events on; it judges nothing itself.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,8 @@
 
 namespace r1d::admission {
 
-// A request as a client states it; unset fields take defaults (ranges: proto/r1d/v1/inference.proto).
+// A request as a client states it; unset fields take defaults (ranges:
+// proto/r1d/v1/inference.proto).
 struct GenerateRequest {
   std::optional<std::string> prompt_text;
   std::optional<std::vector<TokenId>> prompt_token_ids;
@@ -65,10 +66,10 @@ struct Limits {
   std::string model_name;
 };
 
-// Checks a request against the limits and fills in defaults; no id, arrival or sink yet, and the deadline is taken as it
-// is (Frontend::submit has the clock). max_tokens is cut to what fits behind the prompt, min_tokens with it.
-// kInvalidArgument (kNotFound for `model`) whose field_of() names the offending field. `random_seed` is used when the
-// request has none.
+// Checks a request against the limits and fills in defaults; no id, arrival or sink yet, and the
+// deadline is taken as it is (Frontend::submit has the clock). max_tokens is cut to what fits
+// behind the prompt, min_tokens with it. kInvalidArgument (kNotFound for `model`) whose field_of()
+// names the offending field. `random_seed` is used when the request has none.
 [[nodiscard]] absl::StatusOr<scheduler::Request> validate(const GenerateRequest& request,
                                                           const Limits& limits,
                                                           uint64_t random_seed);
@@ -82,8 +83,8 @@ struct Limits {
 [[nodiscard]] std::optional<Duration> retry_after_of(const absl::Status& status);
 
 // Lifecycle: made before the model is loaded (submit answers kUnavailable "loading"), attach() when
-// the loop runs, begin_drain() on SIGTERM (kUnavailable "draining"), fail() when the engine is lost.
-// Threads: thread-safe.
+// the loop runs, begin_drain() on SIGTERM (kUnavailable "draining"), fail() when the engine is
+// lost. Threads: thread-safe.
 class Frontend {
  public:
   enum class State : uint8_t { kLoading, kServing, kDraining, kFailed };
@@ -103,8 +104,8 @@ class Frontend {
   // What the loop carries as of its last step; none before attach() and after detach().
   [[nodiscard]] std::optional<scheduler::SchedulerStats> load() const;
 
-  // Validates and submits; kDeadlineExceeded when the deadline has passed. On OK the sink sees one on_finish per sequence. The id names the request
-  // in cancel().
+  // Validates and submits; kDeadlineExceeded when the deadline has passed. On OK the sink sees one
+  // on_finish per sequence. The id names the request in cancel().
   [[nodiscard]] absl::StatusOr<RequestId> submit(const GenerateRequest& request,
                                                  std::shared_ptr<scheduler::OutputSink> sink);
   void cancel(RequestId id, const absl::Status& why);

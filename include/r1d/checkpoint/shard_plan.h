@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which tensors a checkpoint must have, and which part of each a rank owns. One table of TensorSpecs
-// drives the shape check, the loader, `r1d inspect` and the dummy weights.
+// Which tensors a checkpoint must have, and which part of each a rank owns. One table of
+// TensorSpecs drives the shape check, the loader, `r1d inspect` and the dummy weights.
 #pragma once
 
 #include <cstdint>
@@ -28,8 +28,8 @@ enum class Split : uint8_t {
   kHeads,               // by attention head
   kDenseIntermediate,   // by intermediate_size
   kSharedIntermediate,  // by n_shared_experts * moe_intermediate_size
-  kExpert,              // routed expert: by moe_intermediate_size, or whole experts (expert parallel)
-  kVocab,               // by vocabulary row
+  kExpert,  // routed expert: by moe_intermediate_size, or whole experts (expert parallel)
+  kVocab,   // by vocabulary row
 };
 
 // A tensor the model expects. Norms and biases have cols == 1 and rank_1 set.
@@ -49,8 +49,8 @@ struct TensorSpec {
   bool duplicate = false;
 };
 
-// Every weight tensor of the main model in load order; layers num_hidden_layers.. (MTP) are appended
-// when `with_mtp`. Scales are not listed: a quantizable tensor's own dtype decides.
+// Every weight tensor of the main model in load order; layers num_hidden_layers.. (MTP) are
+// appended when `with_mtp`. Scales are not listed: a quantizable tensor's own dtype decides.
 [[nodiscard]] std::vector<TensorSpec> expected_tensors(const ModelConfig& config, bool with_mtp);
 
 // "model.layers.3.mlp.gate.weight" -> "model.layers.3.mlp.gate.weight_scale_inv".
@@ -75,15 +75,15 @@ struct RankShard {
   Range vocab;
 };
 
-// kInvalidArgument with the field and the reason when a size does not divide ("num_attention_heads 4
-// cannot be split over 8 ranks").
+// kInvalidArgument with the field and the reason when a size does not divide ("num_attention_heads
+// 4 cannot be split over 8 ranks").
 [[nodiscard]] absl::StatusOr<RankShard> make_rank_shard(const ModelConfig& config,
                                                         int32_t rank,
                                                         int32_t world_size,
                                                         ExpertSplit expert_split);
 
-// The part of a tensor that a rank reads: rows x cols of the stored matrix. Empty for an expert that
-// another rank owns.
+// The part of a tensor that a rank reads: rows x cols of the stored matrix. Empty for an expert
+// that another rank owns.
 struct TensorSlice {
   Range rows;
   Range cols;
@@ -91,8 +91,9 @@ struct TensorSlice {
 };
 [[nodiscard]] TensorSlice slice_of(const TensorSpec& spec, const RankShard& shard);
 
-// The scale blocks that cover `slice`; a slice that starts inside a block keeps the whole block, and
-// the row's scale is block (slice.rows.begin + r) / block_rows - scale.rows.begin.
-[[nodiscard]] TensorSlice scale_slice_of(const TensorSlice& slice, const QuantizationConfig& blocks);
+// The scale blocks that cover `slice`; a slice that starts inside a block keeps the whole block,
+// and the row's scale is block (slice.rows.begin + r) / block_rows - scale.rows.begin.
+[[nodiscard]] TensorSlice scale_slice_of(const TensorSlice& slice,
+                                         const QuantizationConfig& blocks);
 
 }  // namespace r1d::checkpoint

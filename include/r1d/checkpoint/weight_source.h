@@ -47,14 +47,17 @@ class WeightSource {
 
 // Opens a Hugging Face directory: config.json and model.safetensors.index.json (or one
 // model.safetensors). Headers are read and everything is checked against expected_tensors() before
-// any weight memory is taken: missing, extra, overlapping, truncated, wrongly shaped or typed tensors, absent
-// shards and lying headers are refused by file and tensor name. Missing MTP layers only mean
-// has_mtp() == false; `rotary_emb.inv_freq` tensors are ignored.
-[[nodiscard]] absl::StatusOr<std::unique_ptr<WeightSource>> open_hugging_face(const std::string& dir);
+// any weight memory is taken: missing, extra, overlapping, truncated, wrongly shaped or typed
+// tensors, absent shards and lying headers are refused by file and tensor name. Missing MTP layers
+// only mean has_mtp() == false; `rotary_emb.inv_freq` tensors are ignored.
+[[nodiscard]] absl::StatusOr<std::unique_ptr<WeightSource>> open_hugging_face(
+    const std::string& dir);
 
-// Seeded weights of the right shapes, dtypes (FP8 when the config says so) and scale, made on read: no file is touched.
-// The value of an element depends on (seed, name, row, col) alone, so any sharding sees the same model.
-[[nodiscard]] std::unique_ptr<WeightSource> make_dummy_source(const ModelConfig& config, uint64_t seed);
+// Seeded weights of the right shapes, dtypes (FP8 when the config says so) and scale, made on read:
+// no file is touched. The value of an element depends on (seed, name, row, col) alone, so any
+// sharding sees the same model.
+[[nodiscard]] std::unique_ptr<WeightSource> make_dummy_source(const ModelConfig& config,
+                                                              uint64_t seed);
 
 // The largest token id that the directory's tokenizer.json defines, or nullopt when there is no
 // tokenizer.json. Ids beyond it are padding rows of the vocabulary and must never be sampled.

@@ -17,20 +17,20 @@ enum class MlaForm : uint8_t { kAuto, kNaive, kAbsorbed };
 struct CpuOptions {
   int32_t num_threads = 1;  // per rank
   MlaForm mla_form = MlaForm::kAuto;
-  int32_t max_tokens = 0;   // largest T of a step; scratch memory is taken for it at creation
+  int32_t max_tokens = 0;  // largest T of a step; scratch memory is taken for it at creation
   // Multiply bf16-rounded activations by bf16 weights with AVX-512 BF16; without that CPU the f32
   // path runs. Less exact (2e-2 instead of 1e-3 relative on the logits), and faster only where
   // vdpbf16ps outruns two f32 multiply-adds: src/ops/README.md has figures.
   bool bf16_dot = false;
 };
 
-// The instruction set in use, e.g. "AVX3", "AVX2", "SSE4", "EMU128"; with "+BF16" when bf16_dot runs
-// on AVX-512 BF16.
+// The instruction set in use, e.g. "AVX3", "AVX2", "SSE4", "EMU128"; with "+BF16" when bf16_dot
+// runs on AVX-512 BF16.
 [[nodiscard]] std::string cpu_target(bool bf16_dot);
 
 // One Ops per rank over the `local` communicator (threads of one process). The ranks' collectives
 // meet each other: each returned object must be driven by a thread of its own.
-[[nodiscard]] std::vector<std::unique_ptr<Ops>> make_local_cpu_ops(const std::vector<ModelDims>& dims,
-                                                                   const CpuOptions& options);
+[[nodiscard]] std::vector<std::unique_ptr<Ops>> make_local_cpu_ops(
+    const std::vector<ModelDims>& dims, const CpuOptions& options);
 
 }  // namespace r1d::ops

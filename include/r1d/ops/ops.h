@@ -40,14 +40,14 @@ struct LatentPages {
 struct SequenceSpan {
   int32_t query_begin = 0;
   int32_t query_len = 0;
-  int32_t context_len = 0;              // cached positions after this step, query tokens included
+  int32_t context_len = 0;               // cached positions after this step, query tokens included
   std::span<const BlockId> block_table;  // host memory; at least ceil(context_len / block_size) ids
 };
 
 // A step's inputs, in host memory that lives until the next begin_step() or end_step().
 struct StepInputs {
-  std::span<const TokenId> token_ids;   // [T]
-  std::span<const int32_t> positions;   // [T], from 0
+  std::span<const TokenId> token_ids;  // [T]
+  std::span<const int32_t> positions;  // [T], from 0
   std::span<const SequenceSpan> sequences;
   std::span<const int32_t> logit_rows;  // [B] rows of the step whose logits are wanted, ascending
 };
@@ -75,8 +75,8 @@ struct MlpWeights {
 
 // DeepSeek-V3 report, section 2.1.2 (arXiv 2412.19437).
 struct MoeWeights {
-  Matrix router;                       // [E, D], bf16 or f32, all experts on every rank
-  const float* router_bias = nullptr;  // [E] chooses, never weighs
+  Matrix router;                        // [E, D], bf16 or f32, all experts on every rank
+  const float* router_bias = nullptr;   // [E] chooses, never weighs
   std::span<const MlpWeights> experts;  // the rank's experts: first_expert, first_expert + 1, ...
   int32_t first_expert = 0;
   MlpWeights shared;  // gate.data == nullptr: no shared expert
@@ -120,8 +120,8 @@ class Ops {
   [[nodiscard]] virtual DType activation_dtype() const = 0;
 
   // kResourceExhausted says what the memory was for. 64-byte aligned, zeroed.
-  [[nodiscard]] virtual absl::StatusOr<std::unique_ptr<Buffer>> allocate(size_t bytes,
-                                                                         const std::string& what) = 0;
+  [[nodiscard]] virtual absl::StatusOr<std::unique_ptr<Buffer>> allocate(
+      size_t bytes, const std::string& what) = 0;
   // Copies host bytes to device memory; done on return. For the CPU a memcpy (or nothing when
   // source and target are the same).
   [[nodiscard]] virtual absl::Status upload(std::byte* device, std::span<const std::byte> host) = 0;
@@ -154,7 +154,8 @@ class Ops {
   // Dense feed-forward; out [T, D] is this rank's partial sum.
   [[nodiscard]] virtual absl::Status mlp(const MlpWeights& weights, Tensor x, Tensor out) = 0;
 
-  // Router, routed experts of this rank and the shared expert; out [T, D] is this rank's partial sum.
+  // Router, routed experts of this rank and the shared expert; out [T, D] is this rank's partial
+  // sum.
   [[nodiscard]] virtual absl::Status moe(const MoeWeights& weights, Tensor x, Tensor out) = 0;
 
   // logits[b, :] = head . x[logit_rows[b]], gathered over ranks. head [V / world, D] is the rank's

@@ -19,9 +19,10 @@ struct Tensor {
   int64_t stride = 0;
 };
 
-// A Linear's weight as the checkpoint stores it: [rows = out, cols = in], row-major, dense; y = x W^T.
-// FP8: element (r, c) is w * scale[((r + scale_row_offset) / 128) * scale_cols + (c + scale_col_offset) / 128].
-// The offsets are the position of a rank's slice inside its first scale block (0 when aligned).
+// A Linear's weight as the checkpoint stores it: [rows = out, cols = in], row-major, dense; y = x
+// W^T. FP8: element (r, c) is w * scale[((r + scale_row_offset) / 128) * scale_cols + (c +
+// scale_col_offset) / 128]. The offsets are the position of a rank's slice inside its first scale
+// block (0 when aligned).
 struct Matrix {
   const void* data = nullptr;  // 64-byte aligned start
   DType dtype = DType::kBF16;

@@ -18,7 +18,10 @@ class EngineMetrics {
   ~EngineMetrics();
 
   // After each step: what it computed and how long it took.
-  void step(int32_t num_sequences, int32_t num_prefill_tokens, int32_t num_decode_tokens, double seconds);
+  void step(int32_t num_sequences,
+            int32_t num_prefill_tokens,
+            int32_t num_decode_tokens,
+            double seconds);
   // Gauges as of now. Counters are totals since start; the exporter adds the difference.
   struct Gauges {
     int64_t waiting = 0;

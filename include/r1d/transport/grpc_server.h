@@ -44,9 +44,9 @@ struct ServedModel {
   std::string device;  // "cpu (AVX3, 2 threads)"
 };
 
-// The gRPC door: r1d.v1.InferenceService, grpc.health.v1, reflection. Callback API: gRPC's own threads; no
-// handler blocks. Lifecycle: start() binds and answers UNAVAILABLE; model_loaded() -> SERVING;
-// set_serving(false) on drain; shutdown().
+// The gRPC door: r1d.v1.InferenceService, grpc.health.v1, reflection. Callback API: gRPC's own
+// threads; no handler blocks. Lifecycle: start() binds and answers UNAVAILABLE; model_loaded() ->
+// SERVING; set_serving(false) on drain; shutdown().
 class GrpcServer {
  public:
   // kUnavailable when the address cannot be bound. `frontend` and `metrics` outlive the server.
