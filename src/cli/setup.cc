@@ -55,9 +55,17 @@ absl::StatusOr<ModelFiles> open_dummy(const config::ModelSettings& settings) {
   return files;
 }
 
+// Shards are named by file; the operator also wants the directory.
+absl::StatusOr<std::unique_ptr<checkpoint::WeightSource>> open_weights(const std::string& dir) {
+  auto weights = checkpoint::open_hugging_face(dir);
+  if (weights.ok() || message_of(weights.status()).find(dir) != std::string::npos) return weights;
+  return absl::Status(weights.status().code(),
+                      fmt::format("{}: {}", dir, message_of(weights.status())));
+}
+
 absl::StatusOr<ModelFiles> open_directory(const config::ModelSettings& settings) {
   ModelFiles files;
-  R1D_ASSIGN_OR_RETURN(files.weights, checkpoint::open_hugging_face(settings.path));
+  R1D_ASSIGN_OR_RETURN(files.weights, open_weights(settings.path));
   R1D_ASSIGN_OR_RETURN(const std::optional<TokenId> last, checkpoint::last_token_id(settings.path));
   const auto vocab_last = static_cast<TokenId>(files.weights->config().vocab_size - 1);
   files.last_token_id = std::min(last.value_or(vocab_last), vocab_last);

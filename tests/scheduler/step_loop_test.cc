@@ -109,10 +109,10 @@ class StepLoopTest : public ::testing::Test {
   StepLoopTest() {
     options_.max_batch_size = 4;
     options_.max_num_batched_tokens = 64;
-    options_.max_model_len = 2 * kEndless;
+    options_.max_model_len = kEndless + 16;
     options_.max_waiting_requests = 3;
     options_.block_size = 1 << 16;
-    options_.num_blocks = 128;
+    options_.num_blocks = 32;
   }
   void make_loop() {
     loop_ = std::make_unique<StepLoop>(
@@ -341,7 +341,7 @@ TEST_F(StepLoopTest, ShowsItsStateInMetricsAndStats) {
   EXPECT_THAT(text, HasSubstr("r1d_step_seconds_count 5"));
   EXPECT_THAT(text, HasSubstr("r1d_requests_running 0"));
   EXPECT_EQ(loop_->stats().num_running, 0);
-  EXPECT_EQ(loop_->stats().num_blocks, 128);
+  EXPECT_EQ(loop_->stats().num_blocks, 32);
 }
 
 }  // namespace
