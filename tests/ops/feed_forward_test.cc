@@ -118,29 +118,32 @@ const RouterOptions kGrouped{18, 4, 6, 3, true, 2.5F};
 const RouterOptions kUngrouped{8, 2, 1, 1, false, 1.0F};
 
 TEST(FeedForwardTest, DenseMlpMatchesF64) {
-  test::for_each_target([](const std::string& target) {
-    for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
-      const TestMlp mlp = test::random_mlp(150, 280, dtype, 1);
-      ModelDims dims;
-      dims.hidden_size = 150;
-      dims.max_intermediate = 280;
+  constexpr size_t kHidden = 150;
+  ModelDims dims;
+  dims.hidden_size = kHidden;
+  dims.max_intermediate = 280;
+  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
+    const TestMlp mlp = test::random_mlp(kHidden, 280, dtype, 1);
+    std::vector<float> x = random_floats(40 * kHidden, 2);
+    const std::vector<double> want = test::mlp(test::to_double(x), mlp);
+    test::for_each_target([&](const std::string& target) {
       auto ops = make_local_cpu_ops({dims}, {.num_threads = 2, .max_tokens = 40});
-      for (const int32_t tokens : {0, 1, 3, 40}) {
+      for (const size_t tokens : {0U, 1U, 3U, 40U}) {
         SCOPED_TRACE(target + ' ' + dtype_name(dtype) + ' ' + std::to_string(tokens));
-        std::vector<float> x = random_floats(static_cast<size_t>(tokens * 150), 2);
-        const OneSequence step(std::vector<TokenId>(static_cast<size_t>(tokens)));
+        const OneSequence step{std::vector<TokenId>(tokens)};
         ASSERT_TRUE(ops[0]->begin_step(step.inputs()).ok());
-        Guarded out(x.size());
+        const auto rows = static_cast<int64_t>(tokens);
+        Guarded out(tokens * kHidden);
         ASSERT_TRUE(
             ops[0]
-                ->mlp(mlp.weights(), test::tensor_of(x, tokens, 150), out.tensor(tokens, 150))
+                ->mlp(mlp.weights(), test::tensor_of(x, rows, kHidden), out.tensor(rows, kHidden))
                 .ok());
         out.expect_intact();
-        const std::vector<double> want = test::mlp(test::to_double(x), mlp);
-        EXPECT_LT(test::relative_l2(out.values(), want), kTolerance);
+        EXPECT_LT(test::relative_l2(out.values(), std::span(want).first(tokens * kHidden)),
+                  kTolerance);
       }
-    }
-  });
+    });
+  }
 }
 
 TEST(FeedForwardTest, MoeMatchesF64) {
