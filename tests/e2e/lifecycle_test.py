@@ -12,7 +12,7 @@ from daemon import SANITIZED, wait_until
 
 NUM_STREAMS = 8
 # Long enough that the streams still run when the signal comes and the checks after it are made.
-LONG = 1500 if SANITIZED else 4000
+LONG = 500 if SANITIZED else 4000
 FLAGS = ("--max-model-len", LONG + 100)
 
 
