@@ -113,13 +113,14 @@ TEST(GemmTest, MatchesF64OnEveryTargetShapeAndDtype) {
   for (const Shape& s : kShapes) {
     for (const DType dtype : kDTypes) {
       const TestMatrix w = random_matrix(s.rows, s.cols, dtype, 3, s.row_offset, s.col_offset);
-      const size_t max_tokens = s.rows * s.cols > 1000000 ? 5 : 9;
+      const bool large = s.rows * s.cols > 1000000;
+      const size_t max_tokens = large ? 5 : 9;
       const std::vector<float> x = random_floats(max_tokens * static_cast<size_t>(s.cols), 5);
       const Expected expected = expect(w, x);
       for_each_target([&](const std::string& target) {
         GemmRunner runner(2, false, s.cols);
         for (const size_t tokens : {0U, 1U, 2U, 3U, 4U, 5U, 9U}) {
-          if (tokens > max_tokens) continue;
+          if (large && tokens != 1 && tokens != 5) continue;
           SCOPED_TRACE(target + ' ' + dtype_name(dtype) + ' ' + std::to_string(s.rows) + 'x' +
                        std::to_string(s.cols) + " tokens " + std::to_string(tokens));
           const auto part = std::span(x).first(tokens * static_cast<size_t>(s.cols));
