@@ -89,8 +89,8 @@ std::vector<Key> make_schema() {
            {0, kGi << 20},
            "Memory of the latent KV cache on each rank. 0: a quarter of the free RAM."),
     plain(kBoolean, "engine.bf16_dot", "--bf16-dot", R1D_FIELD(engine.bf16_dot),
-          "Use the CPU's bf16 dot-product instructions where it has them: faster, but activations "
-          "are rounded to bf16."),
+          "Use the CPU's bf16 dot-product instructions where it has them; activations "
+          "are rounded to bf16. Measured no faster so far."),
     plain(kBoolean, "engine.load_mtp", "--load-mtp", R1D_FIELD(engine.load_mtp),
           "Load the multi-token prediction layers too. Nothing runs them yet."),
 
