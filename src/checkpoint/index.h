@@ -19,6 +19,6 @@ struct CheckpointIndex {
 };
 
 // Refuses file names that lead out of the directory.
-[[nodiscard]] absl::StatusOr<CheckpointIndex> parse_index(std::string_view json);
+[[nodiscard]] absl::StatusOr<CheckpointIndex> parse_index(std::string_view text);
 
 }  // namespace r1d::checkpoint

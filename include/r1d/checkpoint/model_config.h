@@ -67,7 +67,7 @@ struct ModelConfig {
 
   // Parses and checks config.json's text (at most 1 MiB, depth 32). kInvalidArgument names the
   // field, what was expected and what was found; an unsupported feature is refused by its name.
-  [[nodiscard]] static absl::StatusOr<ModelConfig> parse(std::string_view json);
+  [[nodiscard]] static absl::StatusOr<ModelConfig> parse(std::string_view text);
 
   // The same, from a file; errors carry its path.
   [[nodiscard]] static absl::StatusOr<ModelConfig> load(const std::string& path);
