@@ -203,7 +203,8 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(start):
 
 
 def test_a_slow_reader_is_cut_and_stalls_nobody(start):
-    daemon = start("--stream-buffer-tokens", 16, "--max-model-len", 8192).wait_ready()
+    # The buffer holds all that the others are sent: only the reader that never reads can overrun it.
+    daemon = start("--stream-buffer-tokens", 256, "--max-model-len", 8192).wait_ready()
     method = daemon.method()
     narrow = [("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)]
     with grpc.insecure_channel(daemon.address, options=narrow) as slow, daemon.channel() as fast:
