@@ -6,22 +6,6 @@
 
 namespace r1d::checkpoint {
 
-std::string printable(std::string_view text, size_t max_chars) {
-  std::string line(text.substr(0, max_chars));
-  for (char& c : line) {
-    if (c < 0x20 || c > 0x7E) c = '?';  // a signed char: bytes from 0x80 are below 0x20
-  }
-  if (text.size() > max_chars) line += "...";
-  return line;
-}
-
-absl::Status with_context(const absl::Status& status, std::string_view context) {
-  const absl::string_view message = status.message();
-  return absl::Status(
-      status.code(),
-      fmt::format("{}: {}", context, std::string_view(message.data(), message.size())));
-}
-
 std::string shape_text(std::span<const int64_t> shape) {
   return fmt::format("[{}]", fmt::join(shape, ", "));
 }

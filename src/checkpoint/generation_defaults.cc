@@ -5,7 +5,7 @@
 #include "r1d/checkpoint/weight_source.h"
 
 #include "checkpoint/errors.h"
-#include "checkpoint/file.h"
+#include "r1d/base/file.h"
 #include "checkpoint/json.h"
 #include "checkpoint/json_fields.h"
 #include "checkpoint/token_ids.h"
@@ -30,6 +30,9 @@ absl::StatusOr<GenerationDefaults> parse_defaults(std::string_view text) {
   JsonFields fields(json);
   GenerationDefaults defaults;
   defaults.temperature = optional_number(fields, "temperature", 0, 100);
+  bool do_sample = true;
+  fields.boolean("do_sample", do_sample, Presence::kOptional);
+  if (!do_sample) defaults.temperature = 0;  // greedy, whatever the temperature
   defaults.top_p = optional_number(fields, "top_p", 1e-6, 1);
   if (fields.find("top_k") != nullptr) {
     fields.integer("top_k", defaults.top_k.emplace(0), 0, kMaxInt, Presence::kRequired);

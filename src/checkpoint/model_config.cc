@@ -5,7 +5,7 @@
 
 #include "checkpoint/config_checks.h"
 #include "checkpoint/errors.h"
-#include "checkpoint/file.h"
+#include "r1d/base/file.h"
 #include "checkpoint/json.h"
 #include "checkpoint/json_fields.h"
 #include "checkpoint/rope_config.h"

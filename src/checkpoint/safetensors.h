@@ -16,7 +16,7 @@
 
 #include "r1d/base/dtype.h"
 
-#include "checkpoint/file.h"
+#include "r1d/base/file.h"
 
 namespace r1d::checkpoint {
 

@@ -9,7 +9,7 @@
 #include "r1d/checkpoint/weight_source.h"
 
 #include "checkpoint/errors.h"
-#include "checkpoint/file.h"
+#include "r1d/base/file.h"
 #include "checkpoint/json.h"
 
 namespace r1d::checkpoint {

@@ -37,6 +37,12 @@ TEST(GenerationDefaultsTest, ReadTheFileOfR1) {
   EXPECT_EQ(defaults->eos_token_ids, std::vector<TokenId>{1});
 }
 
+TEST(GenerationDefaultsTest, AreGreedyWhereTheModelDoesNotSample) {
+  const auto defaults = load(R"({"do_sample": false, "temperature": 0.6})");
+  ASSERT_TRUE(defaults.ok()) << defaults.status();
+  EXPECT_EQ(defaults->temperature, 0);
+}
+
 TEST(GenerationDefaultsTest, TakeListsNullsAndWholeNumbers) {
   const auto defaults =
       load(R"({"eos_token_id": [1, 2], "temperature": 1, "top_p": null, "top_k": 50})");

@@ -91,6 +91,15 @@ TEST(OpenTest, TakesMissingMtpLayersAsNone) {
             absl::StatusCode::kNotFound);
 }
 
+TEST(OpenTest, TakesMtpLayersWithoutTheirCopiesOfEmbeddingAndHead) {
+  TestCheckpoint checkpoint = test::make_checkpoint(test::small_config(true), true, 2);
+  checkpoint.remove("model.layers.2.embed_tokens.weight");
+  checkpoint.remove("model.layers.2.shared_head.head.weight");
+  const auto source = open(checkpoint);
+  ASSERT_TRUE(source.ok()) << source.status();
+  EXPECT_TRUE((*source)->has_mtp());
+}
+
 TEST(OpenTest, TakesF32WeightsAndABf16RouterBias) {
   TestCheckpoint checkpoint = test::make_checkpoint(test::small_config(false), false, 2);
   test::reshape(checkpoint.tensor("model.norm.weight"), {160}, 4);

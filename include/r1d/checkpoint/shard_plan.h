@@ -45,7 +45,8 @@ struct TensorSpec {
   int64_t unit = 1;         // rows or columns per head, or 1
   int32_t layer = -1;       // -1: not in a layer
   int32_t expert = -1;      // routed expert index, or -1
-  // MTP only: a copy of model.embed_tokens / lm_head that is known and counted but never loaded.
+  // MTP only: a copy of model.embed_tokens / lm_head that is known and counted but never loaded. A
+  // checkpoint may leave it out.
   bool duplicate = false;
 };
 

@@ -9,7 +9,7 @@
 #include <absl/status/status.h>
 #include <absl/status/statusor.h>
 
-namespace r1d::checkpoint {
+namespace r1d {
 
 // A regular file opened for reading; symbolic links are followed, since a Hugging Face cache is
 // made of them. Owns the descriptor. Threads: const after open(); read_at() has no file position
@@ -41,4 +41,4 @@ class File {
 [[nodiscard]] absl::StatusOr<std::string> read_text_file(const std::string& path,
                                                          int64_t max_bytes);
 
-}  // namespace r1d::checkpoint
+}  // namespace r1d

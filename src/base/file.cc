@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "checkpoint/file.h"
+#include "r1d/base/file.h"
 
 #include <cerrno>
 #include <fcntl.h>
@@ -10,7 +10,7 @@
 
 #include "r1d/base/status.h"
 
-namespace r1d::checkpoint {
+namespace r1d {
 namespace {
 
 std::string error_text(int error) {
@@ -74,4 +74,4 @@ absl::StatusOr<std::string> read_text_file(const std::string& path, int64_t max_
   return text;
 }
 
-}  // namespace r1d::checkpoint
+}  // namespace r1d

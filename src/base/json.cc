@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "checkpoint/json.h"
+#include "r1d/base/json.h"
 
 #include <exception>
 #include <limits>
 #include <utility>
 
 #include "r1d/base/status.h"
+#include "r1d/base/text.h"
 
-#include "checkpoint/errors.h"
-
-namespace r1d::checkpoint {
+namespace r1d {
 
 bool JsonGuard::refuse(absl::Status status) {
   status_ = std::move(status);
@@ -126,4 +125,4 @@ std::string describe(const Json& value) {
   return printable(value.dump(-1, ' ', true, Json::error_handler_t::replace), kShort);
 }
 
-}  // namespace r1d::checkpoint
+}  // namespace r1d
