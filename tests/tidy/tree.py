@@ -12,8 +12,9 @@ import re
 
 # The way of a request, lowest stage first; a stage sees itself and what stands before it.
 CHAIN = ("ops", "model", "engine", "scheduler", "admission", "transport", "cli")
-# Open to every stage of the chain; they see one another not at all, and base.
-LEAVES = ("checkpoint", "telemetry", "config", "tokenizer", "device")
+# Open to every stage of the chain; they see base, and one another only as BESIDE says.
+LEAVES = ("checkpoint", "telemetry", "config", "tokenizer", "jinja", "chat", "device")
+BESIDE = {"chat": {"jinja"}}
 STAGES = ("base", *LEAVES, *CHAIN)
 
 CPP = (".cc", ".h", ".cu", ".cuh")
@@ -63,7 +64,7 @@ def visible_from(stage):
     if stage == "base":
         return {"base"}
     if stage in LEAVES:
-        return {"base", stage}
+        return {"base", stage, *BESIDE.get(stage, ())}
     return {"base", *LEAVES, *CHAIN[: CHAIN.index(stage) + 1]}
 
 
