@@ -11,6 +11,8 @@
 #include "r1d/base/random.h"
 #include "r1d/base/status.h"
 
+#include "admission/prepare.h"
+
 namespace r1d::admission {
 namespace {
 
@@ -33,10 +35,13 @@ class Frontend::Impl {
   explicit Impl(const Clock& clock) : clock_(clock) {}
   ~Impl() { detach(); }
 
-  void attach(const Limits& limits, scheduler::StepLoop& loop) {
+  void attach(const Limits& limits,
+              std::shared_ptr<const TextModel> text,
+              scheduler::StepLoop& loop) {
     const base::MutexLock lock(mu_);
     R1D_CHECK(loop_ == nullptr);
     limits_ = std::make_shared<const Limits>(limits);
+    text_ = std::move(text);
     loop_ = &loop;
     if (state_ == State::kLoading) state_ = State::kServing;
   }
@@ -76,13 +81,20 @@ class Frontend::Impl {
     return use.loop()->stats();
   }
 
-  absl::StatusOr<RequestId> submit(const GenerateRequest& request,
-                                   std::shared_ptr<scheduler::OutputSink> sink) {
+  std::shared_ptr<const TextModel> text() const {
+    const base::MutexLock lock(mu_);
+    return text_;
+  }
+
+  absl::StatusOr<Accepted> submit(const GenerateRequest& request,
+                                  std::shared_ptr<scheduler::OutputSink> sink) {
     R1D_RETURN_IF_ERROR(check_serving());
     const RequestId id = next_id_.fetch_add(1, std::memory_order_relaxed);
     const auto current = limits();
+    const auto text_model = text();
+    R1D_ASSIGN_OR_RETURN(PreparedText prepared, prepare_text(request, *current, text_model.get()));
     R1D_ASSIGN_OR_RETURN(scheduler::Request checked,
-                         validate(request, *current, base::random_bits(seed_, id)));
+                         validate(request, *current, base::random_bits(seed_, id), prepared));
     checked.id = id;
     checked.arrival = clock_.now();
     checked.sink = std::move(sink);
@@ -95,8 +107,44 @@ class Frontend::Impl {
                 checked.prompt.size(),
                 checked.n,
                 checked.priority);
+    auto reader = std::make_unique<OutputReader>(text_model, std::move(prepared.output), checked.n);
     R1D_RETURN_IF_ERROR(hand_to_loop(std::move(checked)));
-    return id;
+    return Accepted{.id = id, .reader = std::move(reader)};
+  }
+
+  void finish(RequestId id, int32_t index) {
+    const LoopUse use(*this);
+    if (use.loop() != nullptr) use.loop()->finish(id, index);
+  }
+
+  absl::StatusOr<TextModel::Prompt> tokenize(const GenerateRequest& request, bool plain) const {
+    R1D_RETURN_IF_ERROR(check_loaded());
+    const auto text_model = text();
+    if (text_model == nullptr) return failed_precondition("this model has no tokenizer.json");
+    if (request.prompt_text) return encode_text(*request.prompt_text, plain, *text_model);
+    R1D_ASSIGN_OR_RETURN(PreparedText prepared, prepare_text(request, *limits(), text_model.get()));
+    if (!prepared.prompt) return field_error("input", "is missing; give text or chat");
+    return *std::move(prepared.prompt);
+  }
+
+  absl::StatusOr<std::string> detokenize(const std::vector<TokenId>& ids, bool skip_special) const {
+    R1D_RETURN_IF_ERROR(check_loaded());
+    const auto text_model = text();
+    if (text_model == nullptr) return failed_precondition("this model has no tokenizer.json");
+    const auto current = limits();
+    if (ids.size() > static_cast<size_t>(current->max_model_len)) {
+      return field_error(
+          "token_ids",
+          fmt::format(
+              "has {} entries; at most {} are allowed", ids.size(), current->max_model_len));
+    }
+    for (size_t i = 0; i < ids.size(); ++i) {
+      if (ids[i] >= 0 && ids[i] <= current->last_token_id) continue;
+      return field_error(
+          fmt::format("token_ids[{}]", i),
+          fmt::format("must be a token id in [0, {}], is {}", current->last_token_id, ids[i]));
+    }
+    return text_model->tokenizer().decode(ids, skip_special);
   }
 
   void cancel(RequestId id, const absl::Status& why) {
@@ -129,6 +177,11 @@ class Frontend::Impl {
     Impl& impl_;
     scheduler::StepLoop* loop_ = nullptr;
   };
+
+  absl::Status check_loaded() const {
+    if (limits() != nullptr) return absl::OkStatus();
+    return with_retry_after(unavailable("the model is still loading"), kRetryWhenLoading);
+  }
 
   absl::Status check_serving() const {
     const base::MutexLock lock(mu_);
@@ -165,7 +218,8 @@ class Frontend::Impl {
   base::CondVar unused_;
   State state_ ABSL_GUARDED_BY(mu_) = State::kLoading;
   std::string why_ ABSL_GUARDED_BY(mu_);
-  std::shared_ptr<const Limits> limits_ ABSL_GUARDED_BY(mu_);  // set once, by attach()
+  std::shared_ptr<const Limits> limits_ ABSL_GUARDED_BY(mu_);   // set once, by attach()
+  std::shared_ptr<const TextModel> text_ ABSL_GUARDED_BY(mu_);  // set once, by attach()
   scheduler::StepLoop* loop_ ABSL_GUARDED_BY(mu_) = nullptr;
   int32_t num_users_ ABSL_GUARDED_BY(mu_) = 0;
 };
@@ -173,8 +227,10 @@ class Frontend::Impl {
 Frontend::Frontend(const Clock& clock) : impl_(std::make_unique<Impl>(clock)) {}
 Frontend::~Frontend() = default;
 
-void Frontend::attach(const Limits& limits, scheduler::StepLoop& loop) {
-  impl_->attach(limits, loop);
+void Frontend::attach(const Limits& limits,
+                      std::shared_ptr<const TextModel> text,
+                      scheduler::StepLoop& loop) {
+  impl_->attach(limits, std::move(text), loop);
 }
 void Frontend::begin_drain() {
   impl_->begin_drain();
@@ -195,13 +251,31 @@ std::optional<scheduler::SchedulerStats> Frontend::load() const {
   return impl_->load();
 }
 
-absl::StatusOr<RequestId> Frontend::submit(const GenerateRequest& request,
-                                           std::shared_ptr<scheduler::OutputSink> sink) {
+std::shared_ptr<const TextModel> Frontend::text() const {
+  return impl_->text();
+}
+
+absl::StatusOr<Accepted> Frontend::submit(const GenerateRequest& request,
+                                          std::shared_ptr<scheduler::OutputSink> sink) {
   return impl_->submit(request, std::move(sink));
 }
 
 void Frontend::cancel(RequestId id, const absl::Status& why) {
   impl_->cancel(id, why);
+}
+
+void Frontend::finish(RequestId id, int32_t index) {
+  impl_->finish(id, index);
+}
+
+absl::StatusOr<TextModel::Prompt> Frontend::tokenize(const GenerateRequest& request,
+                                                     bool plain) const {
+  return impl_->tokenize(request, plain);
+}
+
+absl::StatusOr<std::string> Frontend::detokenize(const std::vector<TokenId>& ids,
+                                                 bool skip_special) const {
+  return impl_->detokenize(ids, skip_special);
 }
 
 }  // namespace r1d::admission

@@ -67,36 +67,49 @@ absl::Status check_label(const char* field, const std::string& label, int32_t mo
   return absl::OkStatus();
 }
 
-absl::Status check_prompt_ids(const std::vector<TokenId>& ids, const Limits& limits) {
-  constexpr char kField[] = "prompt.token_ids";
-  if (ids.empty()) return field_error(kField, "is empty; at least one token is needed");
-  if (ids.size() >= static_cast<size_t>(limits.max_model_len)) {
-    return field_error(
-        kField,
-        fmt::format("has {} tokens; at most {} fit (max_model_len {}, one of them for output)",
-                    ids.size(),
-                    limits.max_model_len - 1,
-                    limits.max_model_len));
+// The prompt in tokens, wherever it came from.
+const std::vector<TokenId>& prompt_ids(const GenerateRequest& request,
+                                       const PreparedText& prepared) {
+  return prepared.prompt ? prepared.prompt->ids : *request.prompt_token_ids;
+}
+
+const char* prompt_field(const GenerateRequest& request) {
+  if (request.chat.has_value()) return "messages";
+  return request.prompt_text.has_value() ? "prompt.text" : "prompt.token_ids";
+}
+
+absl::Status check_prompt_size(size_t size, const char* field, const Limits& limits) {
+  if (size == 0) return field_error(field, "is empty; at least one token is needed");
+  if (size < static_cast<size_t>(limits.max_model_len)) return absl::OkStatus();
+  return field_error(
+      field,
+      fmt::format("has {} tokens; at most {} fit (max_model_len {}, one of them for output)",
+                  size,
+                  limits.max_model_len - 1,
+                  limits.max_model_len));
+}
+
+absl::Status check_prompt(const GenerateRequest& request,
+                          const Limits& limits,
+                          const PreparedText& prepared) {
+  const int num_given =
+      (request.prompt_text ? 1 : 0) + (request.prompt_token_ids ? 1 : 0) + (request.chat ? 1 : 0);
+  if (num_given > 1) return field_error("prompt", "give text or token_ids, not both");
+  if (num_given == 0) return field_error("prompt", "is missing; give text or token_ids");
+  if (!request.prompt_token_ids && !prepared.prompt) {
+    return field_error(prompt_field(request),
+                       "this model has no tokenizer.json; send prompt.token_ids");
   }
+  const auto& ids = prompt_ids(request, prepared);
+  R1D_RETURN_IF_ERROR(check_prompt_size(ids.size(), prompt_field(request), limits));
   const auto bad = std::find_if(ids.begin(), ids.end(), [&limits](TokenId id) {
     return id < 0 || id > limits.last_token_id || id >= limits.vocab_size;
   });
   if (bad == ids.end()) return absl::OkStatus();
-  return field_error(fmt::format("{}.ids[{}]", kField, bad - ids.begin()),
+  return field_error(fmt::format("{}.ids[{}]", prompt_field(request), bad - ids.begin()),
                      fmt::format("must be a token id in [0, {}], is {}",
                                  std::min<int64_t>(limits.last_token_id, limits.vocab_size - 1),
                                  *bad));
-}
-
-absl::Status check_prompt(const GenerateRequest& request, const Limits& limits) {
-  const bool text = request.prompt_text.has_value();
-  const bool ids = request.prompt_token_ids.has_value();
-  if (text && ids) return field_error("prompt", "give text or token_ids, not both");
-  if (text) {
-    return field_error("prompt.text", "this model has no tokenizer.json; send prompt.token_ids");
-  }
-  if (!ids) return field_error("prompt", "is missing; give text or token_ids");
-  return check_prompt_ids(*request.prompt_token_ids, limits);
 }
 
 absl::Status check_model(const GenerateRequest& request, const Limits& limits) {
@@ -143,15 +156,14 @@ absl::Status check_labels(const GenerateRequest& request, const Limits& limits) 
 }
 
 // Output tokens that still fit behind the prompt; at least 1 once the prompt was checked.
-int32_t room_for_output(const GenerateRequest& request, const Limits& limits) {
-  return limits.max_model_len - static_cast<int32_t>(request.prompt_token_ids->size());
+int32_t room_for_output(size_t num_prompt_tokens, const Limits& limits) {
+  return limits.max_model_len - static_cast<int32_t>(num_prompt_tokens);
 }
 
 // What max_tokens was asked or is by default, before it is cut to what fits.
-int32_t wanted_tokens(const GenerateRequest& request, const Limits& limits) {
+int32_t wanted_tokens(const GenerateRequest& request, int32_t room, const Limits& limits) {
   if (request.max_tokens.has_value()) return *request.max_tokens;
-  return limits.max_tokens_default > 0 ? limits.max_tokens_default
-                                       : room_for_output(request, limits);
+  return limits.max_tokens_default > 0 ? limits.max_tokens_default : room;
 }
 
 std::vector<TokenId> stop_tokens(const GenerateRequest& request, const Limits& limits) {
@@ -165,7 +177,9 @@ std::vector<TokenId> stop_tokens(const GenerateRequest& request, const Limits& l
 }
 
 // The request's values with the defaults filled in; not judged yet.
-engine::SamplingParams with_defaults(const GenerateRequest& request, const Limits& limits) {
+engine::SamplingParams with_defaults(const GenerateRequest& request,
+                                     int32_t room,
+                                     const Limits& limits) {
   engine::SamplingParams params;
   params.temperature = request.temperature.value_or(limits.default_temperature);
   params.top_p = request.top_p.value_or(limits.default_top_p);
@@ -176,7 +190,7 @@ engine::SamplingParams with_defaults(const GenerateRequest& request, const Limit
   params.presence_penalty = request.presence_penalty;
   params.num_logprobs = request.logprobs.value_or(-1);
   params.min_tokens = request.min_tokens;
-  params.max_tokens = wanted_tokens(request, limits);
+  params.max_tokens = wanted_tokens(request, room, limits);
   return params;
 }
 
@@ -214,24 +228,28 @@ absl::Status check_numbers(const GenerateRequest& request,
 
 absl::StatusOr<scheduler::Request> validate(const GenerateRequest& request,
                                             const Limits& limits,
-                                            uint64_t random_seed) {
+                                            uint64_t random_seed,
+                                            const PreparedText& prepared) {
   R1D_RETURN_IF_ERROR(check_model(request, limits));
-  R1D_RETURN_IF_ERROR(check_prompt(request, limits));
-  engine::SamplingParams params = with_defaults(request, limits);
+  R1D_RETURN_IF_ERROR(check_prompt(request, limits, prepared));
+  const std::vector<TokenId>& prompt = prompt_ids(request, prepared);
+  const int32_t room = room_for_output(prompt.size(), limits);
+  engine::SamplingParams params = with_defaults(request, room, limits);
   R1D_RETURN_IF_ERROR(check_numbers(request, params, limits));
   R1D_RETURN_IF_ERROR(check_logit_bias(request, limits));
   R1D_RETURN_IF_ERROR(check_stop_tokens(request, limits));
   R1D_RETURN_IF_ERROR(check_labels(request, limits));
 
   if (params.temperature < kGreedyBelow) params.temperature = 0;
-  params.max_tokens = std::min(params.max_tokens, room_for_output(request, limits));
+  params.max_tokens = std::min(params.max_tokens, room);
   params.min_tokens = std::min(params.min_tokens, params.max_tokens);
   params.logit_bias = request.logit_bias;
   params.stop_token_ids = stop_tokens(request, limits);
   params.seed = request.seed.value_or(random_seed);
+  params.thinking_limit = prepared.thinking_limit;
 
   scheduler::Request checked;
-  checked.prompt = *request.prompt_token_ids;
+  checked.prompt = prompt;
   checked.sampling = std::move(params);
   checked.n = request.n;
   checked.priority = request.priority;

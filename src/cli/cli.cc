@@ -37,6 +37,7 @@ std::vector<std::string> environment_entries() {
 struct ServeFlags {
   std::string config_file;
   std::string port_file;
+  int ready_fd = -1;
   bool check_config = false;
   bool print_config = false;
   std::list<std::pair<std::string, std::string>>
@@ -55,7 +56,7 @@ absl::Status run_serve(const ServeFlags& flags) {
   if (flags.print_config || flags.check_config) return absl::OkStatus();
   base::init_logging(config.log.level,
                      config.log.format == "json" ? base::LogFormat::kJson : base::LogFormat::kText);
-  return serve({.config = config, .port_file = flags.port_file});
+  return serve({.config = config, .port_file = flags.port_file, .ready_fd = flags.ready_fd});
 }
 
 void add_serve(CLI::App& app, Action& action) {
@@ -68,6 +69,9 @@ void add_serve(CLI::App& app, Action& action) {
       "--port-file",
       flags->port_file,
       "Write {\"grpc\": port, \"management\": port} here once both listeners are bound");
+  command->add_option("--ready-fd",
+                      flags->ready_fd,
+                      "Write the same to this file descriptor once requests are served");
   command->add_flag("--check-config", flags->check_config, "Check the configuration and exit");
   command->add_flag(
       "--print-config", flags->print_config, "Print the whole configuration and exit");
@@ -128,13 +132,55 @@ void add_generate(CLI::App& app, Action& action) {
   CLI::App* command = app.add_subcommand("generate", "Ask a running daemon and stream the tokens");
   auto options = std::make_shared<GenerateOptions>();
   command->add_option("--address", options->address, "host:port")->capture_default_str();
-  command->add_option("--token-ids", options->token_ids, "Prompt, comma separated")
-      ->delimiter(',')
-      ->required();
+  CLI::Option_group* prompt = command->add_option_group("prompt");
+  prompt->add_option("--token-ids", options->token_ids, "Prompt, comma separated")->delimiter(',');
+  prompt->add_option("--text", options->text, "Prompt, no chat template around it");
+  prompt->require_option(1);
   command->add_option("--max-tokens", options->max_tokens, "Output tokens at most")
       ->capture_default_str();
   command->add_option("--temperature", options->temperature, "0: greedy")->capture_default_str();
   command->callback([options, &action] { action = [options] { return generate(*options); }; });
+}
+
+void add_chat(CLI::App& app, Action& action) {
+  CLI::App* command = app.add_subcommand("chat", "Talk to a model at the terminal");
+  auto options = std::make_shared<ChatOptions>();
+  CLI::Option* model = command->add_option(
+      "model", options->model, "Hugging Face directory; a daemon is run for it");
+  command->add_option("--address", options->address, "host:port of a running daemon")
+      ->capture_default_str()
+      ->excludes(model);
+  command->add_option("--system", options->system, "System message");
+  command->add_option("--temperature", options->temperature, "0: greedy; default: the model's");
+  command->add_option("--max-tokens", options->max_tokens, "Output tokens of an answer at most");
+  command->add_option("--thinking-budget", options->thinking_budget, "Tokens of a thought at most");
+  command->callback([options, &action] { action = [options] { return chat(*options); }; });
+}
+
+void add_tokenize(CLI::App& app, Action& action) {
+  CLI::App* command =
+      app.add_subcommand("tokenize", "Lines of standard input to token ids, or back");
+  auto options = std::make_shared<TokenizeOptions>();
+  command->add_option("--tokenizer", options->tokenizer, "tokenizer.json, or a directory of one")
+      ->required();
+  command->add_flag("--decode", options->decode, "Token ids to text");
+  command->add_flag("--jsonl",
+                    options->jsonl,
+                    "A JSON object a line: \"text\" in and \"ids\" out, or the reverse");
+  command->add_flag("--plain", options->plain, "Control tokens in the text are ordinary text");
+  command->add_flag("--skip-special", options->skip_special, "Decode without BOS and the like");
+  command->callback([options, &action] { action = [options] { return tokenize(*options); }; });
+}
+
+void add_render(CLI::App& app, Action& action) {
+  CLI::App* command = app.add_subcommand(
+      "render", "A conversation (JSON on standard input) through a chat template");
+  auto options = std::make_shared<RenderOptions>();
+  command->add_option("--tokenizer", options->tokenizer, "Directory of tokenizer.json")->required();
+  command->add_option(
+      "--chat-template", options->chat_template, "Jinja file; default: the directory's");
+  command->add_flag("--ids", options->ids, "Print one JSON object: prompt and token ids");
+  command->callback([options, &action] { action = [options] { return render(*options); }; });
 }
 
 void add_version(CLI::App& app, Action& action) {
@@ -159,7 +205,10 @@ int run(int argc, char** argv) {
   app.set_version_flag("--version", std::string("r1d ") + base::version());
   Action action;
   add_serve(app, action);
+  add_chat(app, action);
   add_generate(app, action);
+  add_tokenize(app, action);
+  add_render(app, action);
   add_inspect(app, action);
   add_golden(app, action);
   add_version(app, action);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,7 @@ namespace r1d::cli {
 struct ServeOptions {
   config::Config config;
   std::string port_file;  // "": none; else gets {"grpc": port, "management": port}
+  int ready_fd = -1;      // -1: none; else gets the same as a line when the model is served
 };
 // The daemon: returns when it has drained. kUnavailable when the engine was lost.
 [[nodiscard]] absl::Status serve(const ServeOptions& options);
@@ -36,12 +38,42 @@ struct GoldenOptions {
 
 struct GenerateOptions {
   std::string address = "127.0.0.1:50051";
-  std::vector<int32_t> token_ids;
+  std::vector<int32_t> token_ids;  // or
+  std::string text;
   int32_t max_tokens = 16;
   double temperature = 0;
 };
 // A client: streams tokens from a running daemon to standard output.
 [[nodiscard]] absl::Status generate(const GenerateOptions& options);
+
+struct TokenizeOptions {
+  std::string tokenizer;  // a tokenizer.json or a directory
+  bool decode = false;    // ids to text
+  bool jsonl = false;     // a JSON object a line, with "text" and "ids"
+  bool plain = false;     // control tokens are ordinary text
+  bool skip_special = false;
+};
+// Standard input to standard output, line by line.
+[[nodiscard]] absl::Status tokenize(const TokenizeOptions& options);
+
+struct RenderOptions {
+  std::string tokenizer;      // directory: bos, eos, and the template unless chat_template is given
+  std::string chat_template;  // a Jinja file
+  bool ids = false;           // print token ids too
+};
+// A conversation as JSON on standard input -> the prompt on standard output.
+[[nodiscard]] absl::Status render(const RenderOptions& options);
+
+struct ChatOptions {
+  std::string model;                        // a directory: a daemon is run for it
+  std::string address = "127.0.0.1:50051";  // of a running daemon, without `model`
+  std::string system;
+  std::optional<double> temperature;
+  std::optional<int32_t> max_tokens;
+  std::optional<int32_t> thinking_budget;
+};
+// A conversation at the terminal.
+[[nodiscard]] absl::Status chat(const ChatOptions& options);
 
 struct InspectOptions {
   std::string dir;

@@ -16,15 +16,23 @@ namespace {
 
 v1::GenerateRequest make_request(const GenerateOptions& options) {
   v1::GenerateRequest request;
-  auto* ids = request.mutable_prompt()->mutable_token_ids()->mutable_ids();
-  ids->Add(options.token_ids.begin(), options.token_ids.end());
+  if (options.token_ids.empty()) {
+    request.mutable_prompt()->set_text(options.text);
+  } else {
+    auto* ids = request.mutable_prompt()->mutable_token_ids()->mutable_ids();
+    ids->Add(options.token_ids.begin(), options.token_ids.end());
+  }
   request.mutable_sampling()->set_max_tokens(options.max_tokens);
   request.mutable_sampling()->set_temperature(options.temperature);
   return request;
 }
 
-void print_tokens(const v1::GenerateResponse& message) {
-  for (const int32_t id : message.token_ids()) std::printf("%d ", id);
+// Text when text was sent, ids when ids were.
+void print_output(const v1::GenerateResponse& message, bool as_text) {
+  if (as_text) std::fputs(message.text().c_str(), stdout);
+  for (const int32_t id : message.token_ids()) {
+    if (!as_text) std::printf("%d ", id);
+  }
   std::fflush(stdout);
 }
 
@@ -51,7 +59,7 @@ absl::Status generate(const GenerateOptions& options) {
   const auto stream = stub->Generate(&context, make_request(options));
   v1::GenerateResponse message;
   while (stream->Read(&message)) {
-    print_tokens(message);
+    print_output(message, /*as_text=*/options.token_ids.empty());
     if (message.has_finish()) print_finish(message.finish());
   }
   const grpc::Status status = stream->Finish();

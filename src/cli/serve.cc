@@ -56,7 +56,7 @@ class Daemon {
 
   absl::Status load() {
     const TimePoint start = clock_.now();
-    R1D_ASSIGN_OR_RETURN(files_, open_model(config_.model));
+    R1D_ASSIGN_OR_RETURN(files_, open_model(config_));
     ProgressBar bar("loading " + files_.name);
     R1D_ASSIGN_OR_RETURN(engine_,
                          engine::Engine::create(*files_.weights,
@@ -86,7 +86,7 @@ class Daemon {
         });
     loop_->start();
     running_loop_.store(loop_.get());
-    frontend_.attach(admission_limits(files_, engine_->cache()), *loop_);
+    frontend_.attach(admission_limits(files_, engine_->cache()), files_.text, *loop_);
     grpc_->model_loaded(served_model(files_, config_, *engine_));
     startup_metrics_.ready(true);
     log_->info("ready: {} on {}, {} ranks, {} KV blocks of {} tokens, max_model_len {}",
@@ -96,6 +96,7 @@ class Daemon {
                engine_->cache().num_blocks,
                config_.scheduler.block_size,
                engine_->cache().max_model_len);
+    tell_ready();
   }
 
   // In this order: balancers hear it first, then clients are refused, then running work ends, then
@@ -166,8 +167,7 @@ class Daemon {
     const std::string temporary = options_.port_file + ".tmp";
     {
       std::ofstream file(temporary);
-      file << nlohmann::json{{"grpc", grpc_->port()}, {"management", management_->port()}}.dump()
-           << "\n";
+      file << ports();
       if (!file.flush())
         return invalid_argument("--port-file {}: cannot be written", options_.port_file);
     }
@@ -175,6 +175,20 @@ class Daemon {
       return invalid_argument("--port-file {}: cannot be written", options_.port_file);
     }
     return absl::OkStatus();
+  }
+
+  [[nodiscard]] std::string ports() const {
+    return nlohmann::json{{"grpc", grpc_->port()}, {"management", management_->port()}}.dump() +
+           "\n";
+  }
+
+  // Whoever started this process with a pipe hears that it serves.
+  void tell_ready() const {
+    if (options_.ready_fd < 0) return;
+    const std::string line = ports();
+    if (::write(options_.ready_fd, line.data(), line.size()) < 0)
+      log_->warn("--ready-fd: cannot be written");
+    ::close(options_.ready_fd);
   }
 
   const ServeOptions& options_;

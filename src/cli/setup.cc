@@ -75,11 +75,19 @@ absl::StatusOr<ModelFiles> open_directory(const config::ModelSettings& settings)
 
 }  // namespace
 
-absl::StatusOr<ModelFiles> open_model(const config::ModelSettings& settings) {
+absl::StatusOr<ModelFiles> open_model(const config::Config& config) {
+  const config::ModelSettings& settings = config.model;
   R1D_ASSIGN_OR_RETURN(
       ModelFiles files,
       settings.load_format == "dummy" ? open_dummy(settings) : open_directory(settings));
   files.name = served_name(settings);
+  if (settings.path.empty() && settings.tokenizer.empty()) return files;
+  R1D_ASSIGN_OR_RETURN(
+      files.text,
+      admission::TextModel::load({.model_dir = settings.path,
+                                  .tokenizer = settings.tokenizer,
+                                  .chat_template = config.chat.template_file,
+                                  .match_control_tokens = config.chat.match_control_tokens}));
   return files;
 }
 
@@ -119,6 +127,10 @@ admission::Limits admission_limits(const ModelFiles& files, const engine::CacheP
   limits.last_token_id = files.last_token_id;
   limits.eos_token_ids =
       files.defaults.eos_token_ids.empty() ? config.eos_token_ids : files.defaults.eos_token_ids;
+  // R1 ends some answers with it although its generation_config.json does not say so.
+  const auto end_of_turn =
+      files.text ? files.text->tokenizer().find_added("<|EOT|>") : std::nullopt;
+  if (end_of_turn) limits.eos_token_ids.push_back(*end_of_turn);
   limits.default_temperature = files.defaults.temperature.value_or(limits.default_temperature);
   limits.default_top_p = files.defaults.top_p.value_or(limits.default_top_p);
   limits.default_top_k = files.defaults.top_k.value_or(limits.default_top_k);
@@ -153,8 +165,10 @@ transport::ServedModel served_model(const ModelFiles& files,
       .block_size = config.scheduler.block_size,
       .num_blocks = engine.cache().num_blocks,
       .world_size = config.engine.world_size,
-      .has_tokenizer = false,
+      .has_tokenizer = files.text != nullptr,
       .has_mtp = files.weights->has_mtp(),
+      .has_chat_template = files.text != nullptr && files.text->has_chat_template(),
+      .has_reasoning = files.text != nullptr && files.text->reasons(),
       .device = engine.device()};
 }
 

@@ -22,8 +22,9 @@ struct ModelFiles {
   std::string name;
   TokenId last_token_id = 0;
   checkpoint::GenerationDefaults defaults;
+  std::shared_ptr<const admission::TextModel> text;  // null: no tokenizer
 };
-[[nodiscard]] absl::StatusOr<ModelFiles> open_model(const config::ModelSettings& settings);
+[[nodiscard]] absl::StatusOr<ModelFiles> open_model(const config::Config& config);
 
 [[nodiscard]] engine::EngineOptions engine_options(const config::Config& config);
 

@@ -74,6 +74,17 @@ std::vector<Key> make_schema() {
     number(kInteger, "model.dummy_seed", "--dummy-seed", R1D_FIELD(model.dummy_seed), {0, kLargest},
            "Seed of dummy weights; the same seed gives the same weights."),
 
+    plain(kString, "model.tokenizer", "--tokenizer", R1D_FIELD(model.tokenizer),
+          "A tokenizer.json, or the directory of one with its tokenizer_config.json. Empty: "
+          "model.path, where it may be missing; prompts are token ids then."),
+
+    plain(kString, "chat.template_file", "--chat-template", R1D_FIELD(chat.template_file),
+          "A Jinja chat template to use in place of the checkpoint's own."),
+    plain(kBoolean, "chat.match_control_tokens", "--match-control-tokens",
+          R1D_FIELD(chat.match_control_tokens),
+          "Control tokens written inside messages count as such, as they do with Hugging Face. Off: "
+          "they stay plain text, and nobody can end a message by writing its end token."),
+
     choice(kInteger, "engine.world_size", "--world-size", R1D_FIELD(engine.world_size),
            {"1", "2", "4", "8"},
            "Ranks that share the model by tensor parallelism: heads, experts, vocabulary and "

@@ -212,14 +212,18 @@ SampledToken sample_token(std::span<float> logits,
   apply_penalties(logits, history, num_prompt_tokens, params);
   apply_bias_and_masks(logits, num_output, params);
 
-  const TokenId best = argmax(logits);
-  if (logits[static_cast<size_t>(best)] == kMasked) {
+  const auto forced = params.thinking_limit
+                          ? forced_token(history.subspan(static_cast<size_t>(num_prompt_tokens)),
+                                         *params.thinking_limit)
+                          : std::nullopt;
+  const TokenId best = forced.value_or(argmax(logits));
+  if (!forced && logits[static_cast<size_t>(best)] == kMasked) {
     sampled.status = internal_error(
         "every token is masked: min_tokens and stop_token_ids leave nothing to sample");
     return sampled;
   }
   sampled.token = best;
-  if (params.temperature > 0) {
+  if (!forced && params.temperature > 0) {
     sampled.token = Candidates(logits, params)
                         .draw(base::random_unit(params.seed, static_cast<uint64_t>(num_output)));
   }

@@ -22,6 +22,7 @@ class Scheduler::Impl {
 
   absl::Status add(Request request, TimePoint now);
   bool cancel(RequestId id, FinishReason reason, const absl::Status& status, TimePoint now);
+  bool finish(RequestId id, int32_t index, TimePoint now);
   int64_t cancel_all(FinishReason reason, const absl::Status& status, TimePoint now);
   Decision plan(TimePoint now);
   std::span<const engine::SequenceStep> batch() const { return batch_; }
@@ -108,6 +109,19 @@ bool Scheduler::Impl::cancel(RequestId id,
   const auto found = requests_.find(id);
   if (found == requests_.end()) return false;
   end_request(found->second, reason, status, now);
+  return true;
+}
+
+bool Scheduler::Impl::finish(RequestId id, int32_t index, TimePoint now) {
+  R1D_CHECK(batch_.empty());
+  const auto found = requests_.find(id);
+  if (found == requests_.end()) return false;
+  LiveRequest& live = found->second;
+  R1D_CHECK(index >= 0 && index < live.request.n);
+  Sequence& sequence = live.sequences[static_cast<size_t>(index)];
+  if (sequence.state == Sequence::State::kEnded) return false;
+  end_sequence(sequence, FinishReason::kStop, absl::OkStatus(), now);
+  erase_if_ended(live);
   return true;
 }
 
@@ -352,6 +366,10 @@ bool Scheduler::cancel(RequestId id,
                        const absl::Status& status,
                        TimePoint now) {
   return impl_->cancel(id, reason, status, now);
+}
+
+bool Scheduler::finish(RequestId id, int32_t index, TimePoint now) {
+  return impl_->finish(id, index, now);
 }
 
 int64_t Scheduler::cancel_all(FinishReason reason, const absl::Status& status, TimePoint now) {

@@ -46,6 +46,7 @@ class StepLoop::Impl {
   void start();
   absl::Status submit(Request request);
   void cancel(RequestId id, FinishReason reason, const absl::Status& status);
+  void finish(RequestId id, int32_t index);
   int64_t drain(Duration limit);
   void stop();
   bool alive(Duration patience);
@@ -60,9 +61,10 @@ class StepLoop::Impl {
   struct Intake {
     std::vector<Request> requests;
     std::unordered_map<RequestId, Cancellation> cancellations;  // the first for an id counts
+    std::vector<std::pair<RequestId, int32_t>> finished;        // sequences read to their end
     bool cancel_all = false;                                    // the drain limit has passed
     [[nodiscard]] bool empty() const {
-      return requests.empty() && cancellations.empty() && !cancel_all;
+      return requests.empty() && cancellations.empty() && finished.empty() && !cancel_all;
     }
   };
 
@@ -147,6 +149,7 @@ void StepLoop::Impl::take_in() {
     request.sink = std::make_shared<MeteredSink>(request, metrics_);
     R1D_CHECK(scheduler_.add(std::move(request), now).ok());  // submit() kept the bound
   }
+  for (const auto& [id, index] : taken.finished) scheduler_.finish(id, index, now);
   for (const auto& [id, cancellation] : taken.cancellations) {
     scheduler_.cancel(id, cancellation.reason, cancellation.status, now);
   }
@@ -254,6 +257,13 @@ void StepLoop::Impl::cancel(RequestId id, FinishReason reason, const absl::Statu
   event_.notify_one();
 }
 
+void StepLoop::Impl::finish(RequestId id, int32_t index) {
+  base::MutexLock lock(mu_);
+  if (failed_ || stop_) return;
+  intake_.finished.emplace_back(id, index);
+  event_.notify_one();
+}
+
 int64_t StepLoop::Impl::drain(Duration limit) {
   const TimePoint give_up = wake_time(limit);
   base::MutexLock lock(mu_);
@@ -317,6 +327,10 @@ absl::Status StepLoop::submit(Request request) {
 
 void StepLoop::cancel(RequestId id, FinishReason reason, const absl::Status& status) {
   impl_->cancel(id, reason, status);
+}
+
+void StepLoop::finish(RequestId id, int32_t index) {
+  impl_->finish(id, index);
 }
 
 int64_t StepLoop::drain(Duration limit) {

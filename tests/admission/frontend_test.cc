@@ -73,12 +73,14 @@ class FrontendTest : public ::testing::Test {
 
   void serve() {
     loop_.start();
-    frontend_.attach(small_limits(), loop_);
+    frontend_.attach(small_limits(), nullptr, loop_);
   }
 
   absl::StatusOr<RequestId> submit(const GenerateRequest& request) {
     sink_ = std::make_shared<Sink>();
-    return frontend_.submit(request, sink_);
+    const auto accepted = frontend_.submit(request, sink_);
+    if (!accepted.ok()) return accepted.status();
+    return accepted->id;
   }
 
   // The loop calls frontend_.fail() from its thread, so it is stopped first, by its destructor.
@@ -240,10 +242,11 @@ TEST_F(FrontendTest, TakesCallsFromManyThreadsWhileItDetaches) {
       GenerateRequest request = good_request();
       request.max_tokens = 1;
       for (int32_t i = 0; i < 200; ++i) {
-        const auto id = frontend_.submit(request, std::make_shared<Sink>());
-        if (id.ok()) {
-          frontend_.cancel(*id, cancelled("changed my mind"));
-        } else if (!absl::IsUnavailable(id.status()) && !absl::IsResourceExhausted(id.status())) {
+        const auto accepted = frontend_.submit(request, std::make_shared<Sink>());
+        const absl::Status& status = accepted.status();
+        if (accepted.ok()) {
+          frontend_.cancel(accepted->id, cancelled("changed my mind"));
+        } else if (!absl::IsUnavailable(status) && !absl::IsResourceExhausted(status)) {
           ++num_unexpected;
         }
       }

@@ -347,6 +347,20 @@ TEST_F(SchedulerTest, CancelFreesBlocksAtOnce) {
   EXPECT_FALSE(scheduler_->cancel(1, FinishReason::kCancelled, cancelled("again"), now()));
 }
 
+TEST_F(SchedulerTest, FinishEndsOneSequenceAndItsSiblingsGoOn) {
+  add(request(1, counting_prompt(10), 5, /*n=*/2));
+  for (int32_t i = 0; i < 3; ++i) ASSERT_TRUE(step());
+  ASSERT_FALSE(sink(1).stream(0).tokens.empty());
+  EXPECT_TRUE(scheduler_->finish(1, 0, now()));
+  EXPECT_EQ(sink(1).finish(0).reason, FinishReason::kStop);
+  EXPECT_TRUE(sink(1).finish(0).status.ok());
+  EXPECT_FALSE(scheduler_->finish(1, 0, now())) << "it has ended";
+  EXPECT_FALSE(scheduler_->finish(77, 0, now())) << "nobody knows it";
+  run_until_idle();
+  EXPECT_EQ(sink(1).stream(1).tokens.size(), 5U);
+  EXPECT_EQ(scheduler_->stats().num_blocks_used, 0);
+}
+
 TEST_F(SchedulerTest, CancelAllVoidsAPlannedStep) {
   add(1, counting_prompt(10), 5);
   add(2, counting_prompt(10), 5);

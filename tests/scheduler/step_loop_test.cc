@@ -186,6 +186,18 @@ TEST_F(StepLoopTest, ACancelTakesEffectAfterTheStepInFlight) {
   EXPECT_EQ(sink->num_tokens(), 1);
 }
 
+TEST_F(StepLoopTest, AFinishTakesEffectAfterTheStepInFlight) {
+  executor_.hold();
+  start();
+  const std::shared_ptr<WaitingSink> sink = submit(1, kEndless);
+  executor_.wait_until_inside();
+  loop_->finish(1, 0);
+  loop_->finish(77, 0);
+  executor_.release();
+  EXPECT_EQ(sink->wait_for_finish().reason, FinishReason::kStop);
+  EXPECT_EQ(sink->num_tokens(), 1);
+}
+
 TEST_F(StepLoopTest, ACancelOfARequestOnItsWayInEndsIt) {
   executor_.hold();
   start();

@@ -85,7 +85,7 @@ class Harness {
 
   void load_model() {
     loop_.start();
-    frontend.attach(harness_limits(options_), loop_);
+    frontend.attach(harness_limits(options_), nullptr, loop_);
     server->model_loaded(model());
   }
 

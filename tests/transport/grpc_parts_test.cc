@@ -101,7 +101,7 @@ TEST(OutputBufferTest, PutsWhatEndsTheWholeRequestFirst) {
 }
 
 TEST(ConvertTest, LeavesUnsetFieldsUnset) {
-  const admission::GenerateRequest request = request_from_proto({});
+  const admission::GenerateRequest request = request_from_proto(v1::GenerateRequest());
   EXPECT_FALSE(request.prompt_text.has_value());
   EXPECT_FALSE(request.prompt_token_ids.has_value());
   EXPECT_FALSE(request.model.has_value());
@@ -161,6 +161,8 @@ TEST(ConvertTest, CarriesEveryField) {
   sampling.set_min_tokens(13);
   sampling.set_max_tokens(14);
   sampling.set_n(2);
+  sampling.add_stop("END");
+  sampling.set_include_stop(true);
   const admission::GenerateRequest request = request_from_proto(message);
   EXPECT_THAT(*request.prompt_token_ids, ElementsAre(4));
   EXPECT_EQ(request.model, "m");
@@ -182,6 +184,97 @@ TEST(ConvertTest, CarriesEveryField) {
   EXPECT_EQ(request.min_tokens, 13);
   EXPECT_EQ(request.max_tokens, 14);
   EXPECT_EQ(request.n, 2);
+  EXPECT_THAT(request.stop, ElementsAre("END"));
+  EXPECT_TRUE(request.include_stop);
+}
+
+TEST(ConvertTest, CarriesEveryFieldOfAChat) {
+  v1::ChatRequest message;
+  v1::Message& user = *message.add_messages();
+  user.set_role("user");
+  user.set_content("What is it?");
+  user.set_name("ann");
+  v1::Message& assistant = *message.add_messages();
+  assistant.set_role("assistant");
+  assistant.set_reasoning("left out");
+  v1::ToolCall& call = *assistant.add_tool_calls();
+  call.set_id("1");
+  call.set_type("function");
+  call.set_name("look");
+  call.set_arguments("{}");
+  message.add_messages()->set_tool_call_id("1");
+  v1::Tool& tool = *message.add_tools();
+  tool.set_name("look");
+  tool.set_description("looks");
+  tool.set_parameters("{}");
+  message.set_thinking_budget(0);
+  message.set_template_variables("{}");
+  message.set_keep_reasoning_in_content(true);
+  message.set_cache_salt("salt");
+  const admission::GenerateRequest request = request_from_proto(message);
+  ASSERT_TRUE(request.chat.has_value());
+  const admission::ChatInput& chat = *request.chat;
+  ASSERT_EQ(chat.messages.size(), 3U);
+  EXPECT_EQ(chat.messages[0].role, "user");
+  EXPECT_EQ(chat.messages[0].content, "What is it?");
+  EXPECT_EQ(chat.messages[0].name, "ann");
+  ASSERT_EQ(chat.messages[1].tool_calls.size(), 1U);
+  EXPECT_EQ(chat.messages[1].tool_calls[0].name, "look");
+  EXPECT_EQ(chat.messages[2].tool_call_id, "1");
+  ASSERT_EQ(chat.tools.size(), 1U);
+  EXPECT_EQ(chat.tools[0].description, "looks");
+  EXPECT_EQ(chat.thinking_budget, 0);
+  EXPECT_TRUE(chat.keep_reasoning_in_content);
+  EXPECT_EQ(request.cache_salt, "salt");
+  EXPECT_FALSE(request.prompt_text.has_value());
+}
+
+using chat::OutputEvent;
+
+admission::ReadOutput two_calls() {
+  using Kind = OutputEvent::Kind;
+  admission::ReadOutput output;
+  output.events = {{.kind = Kind::kReasoning, .text = "hm"},
+                   {.kind = Kind::kContent, .text = "see"},
+                   {.kind = Kind::kToolCallBegin, .call_idx = 0, .type = "function", .name = "a"},
+                   {.kind = Kind::kToolCallArguments, .text = "{\"x\"", .call_idx = 0},
+                   {.kind = Kind::kToolCallArguments, .text = ": 1}", .call_idx = 0},
+                   {.kind = Kind::kToolCallEnd, .call_idx = 0},
+                   {.kind = Kind::kToolCallBegin, .call_idx = 1, .type = "function", .name = "b"},
+                   {.kind = Kind::kToolCallArguments, .text = "{oops", .call_idx = 1},
+                   {.kind = Kind::kToolCallEnd, .call_idx = 1, .malformed = true}};
+  output.finish = scheduler::FinishEvent{};
+  output.num_tool_calls = 2;
+  return output;
+}
+
+TEST(ConvertTest, AStreamedToolCallSaysItsNameOnceAndIsTheWholeOne) {
+  const AnswerContext context{.logprobs = false, .call_id = "call-x"};
+  v1::ChatResponse streamed;
+  EXPECT_TRUE(fill_response(3, two_calls(), context, streamed));
+  ASSERT_EQ(streamed.tool_calls_size(), 2);
+  EXPECT_EQ(streamed.tool_calls(0).id(), "call-x-3-0");
+  EXPECT_EQ(streamed.tool_calls(0).name(), "a");
+  EXPECT_EQ(streamed.tool_calls(0).arguments(), "{\"x\": 1}");
+  EXPECT_TRUE(streamed.tool_calls(1).malformed());
+  EXPECT_EQ(streamed.finish().reason(), v1::FINISH_REASON_TOOL_CALLS);
+
+  v1::ChatChoice whole;
+  whole.set_index(3);
+  add_to_choice(two_calls(), context, whole);
+  EXPECT_EQ(whole.message().reasoning(), "hm");
+  EXPECT_EQ(whole.message().content(), "see");
+  ASSERT_EQ(whole.message().tool_calls_size(), 2);
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_EQ(whole.message().tool_calls(i).id(), streamed.tool_calls(i).id());
+    EXPECT_EQ(whole.message().tool_calls(i).arguments(), streamed.tool_calls(i).arguments());
+    EXPECT_EQ(whole.message().tool_calls(i).malformed(), streamed.tool_calls(i).malformed());
+  }
+}
+
+TEST(ConvertTest, NothingForTheClientIsNoMessage) {
+  v1::GenerateResponse message;
+  EXPECT_FALSE(fill_response(0, {}, {}, message));
 }
 
 // Counts its runs and posts itself again until it has had enough.

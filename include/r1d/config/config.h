@@ -21,6 +21,12 @@ struct ModelSettings {
   std::string load_format = "auto";  // model.load_format: auto | safetensors | dummy
   std::string config_file;           // model.config_file: config.json for load_format dummy
   uint64_t dummy_seed = 1;           // model.dummy_seed
+  std::string tokenizer;             // model.tokenizer: default: the model's directory
+};
+
+struct ChatSettings {
+  std::string template_file;          // chat.template_file: default: the checkpoint's own
+  bool match_control_tokens = false;  // chat.match_control_tokens
 };
 
 struct EngineSettings {
@@ -63,6 +69,7 @@ struct LogSettings {
 
 struct Config {
   ModelSettings model;
+  ChatSettings chat;
   EngineSettings engine;
   SchedulerSettings scheduler;
   ServerSettings server;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -11,6 +12,20 @@
 #include "r1d/base/types.h"
 
 namespace r1d::engine {
+
+// Ends a thought that has become too long: from its token number `max_tokens` on, `closing` comes
+// out whatever the model says.
+struct ThinkingLimit {
+  int32_t max_tokens = 0;        // of the thought, from its opening tag on
+  std::optional<TokenId> open;   // <think>, where the output itself may begin with it
+  TokenId close = 0;             // </think>: the thought has ended by itself
+  std::vector<TokenId> closing;  // ends with or contains `close`
+  bool starts_open = false;      // the prompt ended inside the thought
+};
+
+// The token that `limit` puts next behind `output`, if any.
+[[nodiscard]] std::optional<TokenId> forced_token(std::span<const TokenId> output,
+                                                  const ThinkingLimit& limit);
 
 // How a sequence's next token is chosen. Values were checked by admission; ranges stand there.
 struct SamplingParams {
@@ -27,6 +42,7 @@ struct SamplingParams {
   int32_t min_tokens = 0;     // stop tokens are not sampled before this many output tokens
   int32_t max_tokens = 0;     // output tokens at most
   std::vector<TokenId> stop_token_ids;  // eos included unless ignore_eos
+  std::optional<ThinkingLimit> thinking_limit;
 };
 
 struct TokenLogprob {

@@ -65,6 +65,10 @@ class Scheduler {
   // False when it is not known (already finished). Not between plan() and commit().
   bool cancel(RequestId id, FinishReason reason, const absl::Status& status, TimePoint now);
 
+  // Ends one sequence with kStop: its reader has all it wants. False when it is not known. Not
+  // between plan() and commit().
+  bool finish(RequestId id, int32_t index, TimePoint now);
+
   // Ends everything, a step between plan() and commit() included, which is then void (no commit()).
   // Returns the number of requests ended.
   int64_t cancel_all(FinishReason reason, const absl::Status& status, TimePoint now);

@@ -39,6 +39,10 @@ class StepLoop {
   // Ends a request before the next step; unknown ids are ignored.
   void cancel(RequestId id, FinishReason reason, const absl::Status& status);
 
+  // Ends one sequence of a request before the next step, with kStop: a stop text came. Unknown ones
+  // are ignored.
+  void finish(RequestId id, int32_t index);
+
   // Refuses new work, waits until all accepted work is done or `limit` has passed, then cancels the
   // rest (kUnavailable) and returns the number of requests cancelled. Blocks the caller, at the
   // limit until the step in flight has ended.

@@ -41,6 +41,8 @@ struct ServedModel {
   int32_t world_size = 1;
   bool has_tokenizer = false;
   bool has_mtp = false;
+  bool has_chat_template = false;
+  bool has_reasoning = false;
   std::string device;  // "cpu (AVX3, 2 threads)"
 };
 

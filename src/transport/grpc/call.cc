@@ -27,17 +27,13 @@ std::shared_ptr<grpc_call> share(grpc_call* call) {
 
 }  // namespace
 
-GenerateCall::GenerateCall(const char* method,
-                           std::optional<int32_t> max_unread_tokens,
+GenerateCall::GenerateCall(const CallTraits& traits,
                            CallEnvironment& environment,
-                           grpc::CallbackServerContext& context,
-                           const v1::GenerateRequest& message)
+                           grpc::CallbackServerContext& context)
     : environment_(environment),
       context_(context),
-      logprobs_(message.sampling().has_logprobs()),
-      buffer_(message.sampling().has_n() ? message.sampling().n() : 1),
-      method_(method),
-      max_unread_tokens_(max_unread_tokens),
+      traits_(traits),
+      buffer_(traits.num_sequences),
       arrival_(environment.clock.now()),
       deadline_(deadline()) {}
 
@@ -49,24 +45,25 @@ TimePoint GenerateCall::deadline() const {
   return arrival_ + std::min<Duration>(left, limit);
 }
 
-void GenerateCall::start(const v1::GenerateRequest& message) {
+void GenerateCall::start(admission::GenerateRequest request) {
   environment_.open_calls.add();
-  if (max_unread_tokens_.has_value()) environment_.metrics.streams_open(+1);
-  admission::GenerateRequest request = request_from_proto(message);
+  if (traits_.max_unread_tokens.has_value()) environment_.metrics.streams_open(+1);
   request.deadline = deadline_;
-  const auto id = environment_.frontend.submit(request, shared_from_this());
-  const std::string name = id.ok() ? fmt::format("{}-{}", environment_.id_prefix, *id) : "";
-  if (id.ok()) {
+  auto accepted = environment_.frontend.submit(request, shared_from_this());
+  std::string name;
+  if (accepted.ok()) {
+    name = fmt::format("{}-{}", environment_.id_prefix, accepted->id);
     context_.AddInitialMetadata("x-request-id", name);
     send_initial_metadata();
   }
   {
     const base::MutexLock lock(mu_);
-    if (id.ok()) {
-      id_ = *id;
+    if (accepted.ok()) {
+      id_ = reader_id_ = accepted->id;
+      reader_ = std::move(accepted->reader);
       request_name_ = name;
     } else {
-      early_end_ = id.status();
+      early_end_ = accepted.status();
     }
     grpc_share_ = shared_from_this();
     started_ = true;
@@ -74,18 +71,30 @@ void GenerateCall::start(const v1::GenerateRequest& message) {
   run();
 }
 
+admission::ReadOutput GenerateCall::read(OutputPiece piece) {
+  const int32_t index = piece.index;
+  admission::ReadOutput output =
+      reader_->read(index, std::move(piece.tokens), std::move(piece.finish));
+  if (output.stopped && !output.finish) environment_.frontend.finish(reader_id_, index);
+  return output;
+}
+
+AnswerContext GenerateCall::answer_context() const {
+  return {.logprobs = traits_.logprobs,
+          .call_id = fmt::format("call-{}-{}", environment_.id_prefix, reader_id_)};
+}
+
 void GenerateCall::on_token(scheduler::TokenEvent event) {
   const base::MutexLock lock(mu_);
   if (is_over()) return;
   buffer_.add(std::move(event));
-  if (!max_unread_tokens_.has_value()) return;
-  if (buffer_.num_unread() > *max_unread_tokens_) {
-    early_end_ = resource_exhausted("slow consumer: more than {} tokens were left unread",
-                                    *max_unread_tokens_);
+  const auto& limit = traits_.max_unread_tokens;
+  if (limit.has_value() && buffer_.num_unread() > *limit) {
+    early_end_ = resource_exhausted("slow consumer: more than {} tokens were left unread", *limit);
     buffer_.clear();
     environment_.metrics.slow_consumer();
   }
-  wake();
+  if (limit.has_value() || (started_ && reader_ != nullptr && reader_->may_stop())) wake();
 }
 
 void GenerateCall::on_finish(const scheduler::FinishEvent& event) {
@@ -93,7 +102,7 @@ void GenerateCall::on_finish(const scheduler::FinishEvent& event) {
   if (is_over()) return;
   buffer_.add(event);
   if (buffer_.complete()) limit_tail();
-  if (buffer_.complete() || max_unread_tokens_.has_value()) wake();
+  if (buffer_.complete() || traits_.max_unread_tokens.has_value()) wake();
 }
 
 // Has the dispatcher advance the call. A write under way does so by itself when it ends, but an
@@ -169,10 +178,10 @@ void GenerateCall::close() {
   std::shared_ptr<GenerateCall> last_share;  // let go after the lock
   const base::MutexLock lock(mu_);
   tail_alarm_.reset();
-  environment_.metrics.request(method_,
+  environment_.metrics.request(traits_.method,
                                code_name(settled_.value_or(absl::StatusCode::kUnknown)),
                                seconds_between(arrival_, environment_.clock.now()));
-  if (max_unread_tokens_.has_value()) environment_.metrics.streams_open(-1);
+  if (traits_.max_unread_tokens.has_value()) environment_.metrics.streams_open(-1);
   environment_.open_calls.remove();
   last_share = std::move(grpc_share_);
 }

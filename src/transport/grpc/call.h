@@ -16,6 +16,7 @@
 #include "r1d/transport/grpc_server.h"
 #include "r1d/v1/inference.pb.h"
 
+#include "transport/grpc/convert.h"
 #include "transport/grpc/dispatcher.h"
 #include "transport/grpc/open_calls.h"
 #include "transport/grpc/output_buffer.h"
@@ -33,8 +34,18 @@ struct CallEnvironment {
   OpenCalls open_calls;
 };
 
-// One Generate or GenerateOnce call: a sink for the scheduler on one side, a gRPC reactor (the
-// derived class) on the other.
+// What tells one call from another of its kind.
+struct CallTraits {
+  const char* method = "";
+  bool logprobs = false;
+  int32_t num_sequences = 1;
+  // With more in the buffer the request is given up. None: the call answers once, when the request
+  // is complete.
+  std::optional<int32_t> max_unread_tokens;
+};
+
+// One call that generates: a sink for the scheduler on one side, a gRPC reactor (the derived class)
+// on the other.
 //
 // Lifecycle: start() submits the request, or notes why not. Events fill the buffer; advance() gives
 // gRPC what it can take, and in the end one status: when the request is complete, or early
@@ -48,20 +59,17 @@ class GenerateCall : public scheduler::OutputSink,
                      public Dispatcher::Task,
                      public std::enable_shared_from_this<GenerateCall> {
  public:
-  void start(const v1::GenerateRequest& message);
+  // Submits `request`; its deadline is set here.
+  void start(admission::GenerateRequest request);
 
   void on_token(scheduler::TokenEvent event) final;
   void on_finish(const scheduler::FinishEvent& event) final;
   void run() final;
 
  protected:
-  // `max_unread_tokens`: with more in the buffer the request is given up. None: the call answers
-  // once, when the request is complete.
-  GenerateCall(const char* method,
-               std::optional<int32_t> max_unread_tokens,
+  GenerateCall(const CallTraits& traits,
                CallEnvironment& environment,
-               grpc::CallbackServerContext& context,
-               const v1::GenerateRequest& message);
+               grpc::CallbackServerContext& context);
 
   // Gives gRPC the next thing it can take, if any. Thread-safe.
   virtual void advance() = 0;
@@ -84,9 +92,14 @@ class GenerateCall : public scheduler::OutputSink,
     return started_ && !settled_.has_value();
   }
 
+  // Reads a piece, and has its sequence end where a stop text came. Calls of one request must not
+  // overlap: a stream has one write at a time, a single answer is read under mu_.
+  [[nodiscard]] admission::ReadOutput read(OutputPiece piece);
+  [[nodiscard]] AnswerContext answer_context() const;
+
   CallEnvironment& environment_;
   grpc::CallbackServerContext& context_;  // valid until OnDone returns
-  const bool logprobs_;
+  const CallTraits traits_;
 
   mutable base::Mutex mu_;
   OutputBuffer buffer_ ABSL_GUARDED_BY(mu_);
@@ -102,11 +115,12 @@ class GenerateCall : public scheduler::OutputSink,
   void limit_tail() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void cancel_request(const absl::Status& why);
 
-  const char* const method_;
-  const std::optional<int32_t> max_unread_tokens_;
   const TimePoint arrival_;
   const TimePoint deadline_;
   RequestId id_ ABSL_GUARDED_BY(mu_) = 0;  // 0: not with the scheduler
+  // Set before started_; then of whoever reads, see read().
+  std::unique_ptr<admission::OutputReader> reader_;
+  RequestId reader_id_ = 0;
   bool started_ ABSL_GUARDED_BY(mu_) = false;
   bool queued_ ABSL_GUARDED_BY(mu_) = false;  // at the dispatcher
   std::optional<absl::Status> early_end_ ABSL_GUARDED_BY(mu_);

@@ -2,12 +2,8 @@
 #include "transport/grpc/generate.h"
 
 #include <limits>
-#include <utility>
 
 #include "r1d/base/status.h"
-
-#include "transport/grpc/convert.h"
-#include "transport/grpc/status.h"
 
 namespace r1d::transport {
 namespace {
@@ -18,7 +14,8 @@ constexpr int64_t kMaxTokensPerMessage = 1024;
 
 }  // namespace
 
-GenerateStream::Turn GenerateStream::take_turn() {
+template <typename Response>
+typename StreamCall<Response>::Turn StreamCall<Response>::take_turn() {
   Turn turn;
   const base::MutexLock lock(mu_);
   turn.status = take_early_end();
@@ -30,22 +27,35 @@ GenerateStream::Turn GenerateStream::take_turn() {
   return turn;
 }
 
-void GenerateStream::advance() {
-  Turn turn = take_turn();
-  if (turn.piece.has_value()) {
-    fill_response(*turn.piece, logprobs_, response_);
+template <typename Response>
+bool StreamCall<Response>::fill(Turn& turn) {
+  const int32_t index = turn.piece->index;
+  response_.Clear();
+  if (fill_response(index, read(*std::move(turn.piece)), answer_context(), response_)) {
     response_.set_request_id(std::move(turn.request_name));
+    return true;
   }
+  // Tokens behind a stop text. The first message of a stream is never empty.
+  const base::MutexLock lock(mu_);
+  writing_ = false;
+  return false;
+}
+
+template <typename Response>
+void StreamCall<Response>::advance() {
+  Turn turn = take_turn();
+  while (turn.piece.has_value() && !fill(turn)) turn = take_turn();
   if (turn.piece.has_value() && turn.status.has_value()) {
-    StartWriteAndFinish(&response_, {}, to_grpc_status(*turn.status, context_));
+    this->StartWriteAndFinish(&response_, {}, to_grpc_status(*turn.status, context_));
   } else if (turn.piece.has_value()) {
-    StartWrite(&response_);
+    this->StartWrite(&response_);
   } else if (turn.status.has_value()) {
-    Finish(to_grpc_status(*turn.status, context_));
+    this->Finish(to_grpc_status(*turn.status, context_));
   }
 }
 
-void GenerateStream::OnWriteDone(bool ok) {
+template <typename Response>
+void StreamCall<Response>::OnWriteDone(bool ok) {
   {
     const base::MutexLock lock(mu_);
     writing_ = false;
@@ -57,34 +67,41 @@ void GenerateStream::OnWriteDone(bool ok) {
   }
 }
 
-std::optional<absl::Status> GenerateOnceCall::take_status() {
+template <typename Response>
+std::optional<absl::Status> OnceCall<Response>::take_status() {
   const base::MutexLock lock(mu_);
   if (auto early = take_early_end(); early.has_value()) return early;
-  if (!may_send() || !buffer_.complete()) return std::nullopt;
+  if (!may_send()) return std::nullopt;
+  collect();
+  if (!buffer_.complete()) return std::nullopt;
   absl::Status status = take_end();
-  if (status.ok()) fill_answer();
+  if (!status.ok()) response_.Clear();
   return status;
 }
 
-void GenerateOnceCall::fill_answer() {
-  response_.set_request_id(request_name_);
-  std::vector<OutputPiece> pieces;
-  while (buffer_.has_piece()) pieces.push_back(buffer_.take(std::numeric_limits<int64_t>::max()));
-  for (size_t i = 0; i < pieces.size(); ++i) response_.add_choices();
-  for (const OutputPiece& piece : pieces) {
-    fill_choice(piece, logprobs_, *response_.mutable_choices(piece.index));
+template <typename Response>
+void OnceCall<Response>::collect() {
+  while (response_.choices_size() < traits_.num_sequences) {
+    response_.add_choices()->set_index(response_.choices_size() - 1);
   }
-  v1::Usage& usage = *response_.mutable_usage();
-  usage.set_prompt_tokens(response_.choices(0).finish().usage().prompt_tokens());
-  usage.set_cached_tokens(response_.choices(0).finish().usage().cached_tokens());
-  for (const v1::Choice& choice : response_.choices()) {
-    usage.set_output_tokens(usage.output_tokens() + choice.finish().usage().output_tokens());
+  if (response_.request_id().empty()) response_.set_request_id(request_name_);
+  while (buffer_.has_piece()) {
+    OutputPiece piece = buffer_.take(std::numeric_limits<int64_t>::max());
+    auto& choice = *response_.mutable_choices(piece.index);
+    add_to_choice(read(std::move(piece)), answer_context(), choice);
   }
+  if (buffer_.complete()) sum_usage(response_);
 }
 
-void GenerateOnceCall::advance() {
+template <typename Response>
+void OnceCall<Response>::advance() {
   const std::optional<absl::Status> status = take_status();
   if (status.has_value()) Finish(to_grpc_status(*status, context_));
 }
+
+template class StreamCall<v1::GenerateResponse>;
+template class StreamCall<v1::ChatResponse>;
+template class OnceCall<v1::GenerateOnceResponse>;
+template class OnceCall<v1::ChatOnceResponse>;
 
 }  // namespace r1d::transport

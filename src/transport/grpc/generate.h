@@ -1,21 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
+// The calls that generate: streamed and whole, for Generate and for Chat.
 #pragma once
+
+#include <optional>
+#include <utility>
+#include <vector>
 
 #include <grpcpp/support/server_callback.h>
 
 #include "transport/grpc/call.h"
+#include "transport/grpc/convert.h"
+#include "transport/grpc/status.h"
 
 namespace r1d::transport {
 
-// Generate: one write at a time; what comes meanwhile is joined into the next message.
-class GenerateStream final : public GenerateCall,
-                             public grpc::ServerWriteReactor<v1::GenerateResponse> {
+// Generate, Chat: one write at a time; what comes meanwhile is joined into the next message.
+// Response: v1::GenerateResponse or v1::ChatResponse.
+template <typename Response>
+class StreamCall final : public GenerateCall, public grpc::ServerWriteReactor<Response> {
  public:
-  GenerateStream(CallEnvironment& environment,
-                 grpc::CallbackServerContext& context,
-                 const v1::GenerateRequest& message)
-      : GenerateCall(
-            "Generate", environment.options.stream_buffer_tokens, environment, context, message) {}
+  StreamCall(const CallTraits& traits,
+             CallEnvironment& environment,
+             grpc::CallbackServerContext& context)
+      : GenerateCall(traits, environment, context) {}
 
   void OnWriteDone(bool ok) override;
   void OnCancel() override { client_left(); }
@@ -30,23 +37,25 @@ class GenerateStream final : public GenerateCall,
   };
 
   void advance() override;
-  void send_initial_metadata() override { StartSendInitialMetadata(); }
+  void send_initial_metadata() override { this->StartSendInitialMetadata(); }
   [[nodiscard]] Turn take_turn();
+  // Reads the turn's piece into response_; false when there is nothing in it for the client.
+  [[nodiscard]] bool fill(Turn& turn);
 
-  v1::GenerateResponse response_;  // of the write under way, alone
+  Response response_;  // of the write under way, alone
 };
 
-// GenerateOnce: collects everything, then answers.
-class GenerateOnceCall final : public GenerateCall, public grpc::ServerUnaryReactor {
+// GenerateOnce, ChatOnce: collects everything, then answers.
+// Response: v1::GenerateOnceResponse or v1::ChatOnceResponse.
+template <typename Response>
+class OnceCall final : public GenerateCall, public grpc::ServerUnaryReactor {
  public:
   // `response` is gRPC's, valid until OnDone.
-  GenerateOnceCall(CallEnvironment& environment,
-                   grpc::CallbackServerContext& context,
-                   const v1::GenerateRequest& message,
-                   v1::GenerateOnceResponse& response)
-      : GenerateCall(
-            "GenerateOnce", /*max_unread_tokens=*/std::nullopt, environment, context, message),
-        response_(response) {}
+  OnceCall(const CallTraits& traits,
+           CallEnvironment& environment,
+           grpc::CallbackServerContext& context,
+           Response& response)
+      : GenerateCall(traits, environment, context), response_(response) {}
 
   void OnCancel() override { client_left(); }
   void OnDone() override { close(); }
@@ -55,9 +64,15 @@ class GenerateOnceCall final : public GenerateCall, public grpc::ServerUnaryReac
   void advance() override;
   void send_initial_metadata() override { StartSendInitialMetadata(); }
   [[nodiscard]] std::optional<absl::Status> take_status();
-  void fill_answer() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Moves what has come into the answer.
+  void collect() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
-  v1::GenerateOnceResponse& response_;
+  Response& response_;
 };
+
+extern template class StreamCall<v1::GenerateResponse>;
+extern template class StreamCall<v1::ChatResponse>;
+extern template class OnceCall<v1::GenerateOnceResponse>;
+extern template class OnceCall<v1::ChatOnceResponse>;
 
 }  // namespace r1d::transport

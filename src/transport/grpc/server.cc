@@ -57,18 +57,39 @@ class Service final : public v1::InferenceService::CallbackService {
 
   grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(
       grpc::CallbackServerContext* context, const v1::GenerateRequest* request) override {
-    const auto call = std::make_shared<GenerateStream>(environment_, *context, *request);
-    call->start(*request);
-    return call.get();  // it holds a share of itself until OnDone
+    return begin<StreamCall<v1::GenerateResponse>>(
+        streamed("Generate", *request), *context, *request);
   }
 
   grpc::ServerUnaryReactor* GenerateOnce(grpc::CallbackServerContext* context,
                                          const v1::GenerateRequest* request,
                                          v1::GenerateOnceResponse* response) override {
-    const auto call =
-        std::make_shared<GenerateOnceCall>(environment_, *context, *request, *response);
-    call->start(*request);
-    return call.get();
+    return begin<OnceCall<v1::GenerateOnceResponse>>(
+        whole("GenerateOnce", *request), *context, *request, *response);
+  }
+
+  grpc::ServerWriteReactor<v1::ChatResponse>* Chat(grpc::CallbackServerContext* context,
+                                                   const v1::ChatRequest* request) override {
+    return begin<StreamCall<v1::ChatResponse>>(streamed("Chat", *request), *context, *request);
+  }
+
+  grpc::ServerUnaryReactor* ChatOnce(grpc::CallbackServerContext* context,
+                                     const v1::ChatRequest* request,
+                                     v1::ChatOnceResponse* response) override {
+    return begin<OnceCall<v1::ChatOnceResponse>>(
+        whole("ChatOnce", *request), *context, *request, *response);
+  }
+
+  grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context,
+                                     const v1::TokenizeRequest* request,
+                                     v1::TokenizeResponse* response) override {
+    return answer("Tokenize", tokenize(*request, *response), environment_, *context);
+  }
+
+  grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context,
+                                       const v1::DetokenizeRequest* request,
+                                       v1::DetokenizeResponse* response) override {
+    return answer("Detokenize", detokenize(*request, *response), environment_, *context);
   }
 
   grpc::ServerUnaryReactor* GetModel(grpc::CallbackServerContext* context,
@@ -85,6 +106,54 @@ class Service final : public v1::InferenceService::CallbackService {
   }
 
  private:
+  template <typename Request>
+  static CallTraits whole(const char* method, const Request& request) {
+    return {.method = method,
+            .logprobs = request.sampling().has_logprobs(),
+            .num_sequences = request.sampling().has_n() ? request.sampling().n() : 1,
+            .max_unread_tokens = std::nullopt};
+  }
+  template <typename Request>
+  CallTraits streamed(const char* method, const Request& request) const {
+    CallTraits traits = whole(method, request);
+    traits.max_unread_tokens = environment_.options.stream_buffer_tokens;
+    return traits;
+  }
+
+  template <typename Call, typename Request, typename... Response>
+  Call* begin(const CallTraits& traits,
+              grpc::CallbackServerContext& context,
+              const Request& request,
+              Response&... response) {
+    const auto call = std::make_shared<Call>(traits, environment_, context, response...);
+    call->start(request_from_proto(request));
+    return call.get();  // it holds a share of itself until OnDone
+  }
+
+  absl::Status tokenize(const v1::TokenizeRequest& request, v1::TokenizeResponse& response) const {
+    admission::GenerateRequest input;
+    if (request.has_text()) input.prompt_text = request.text();
+    if (request.has_chat()) input = request_from_proto(request.chat());
+    input.stop.clear();
+    R1D_ASSIGN_OR_RETURN(const admission::TextModel::Prompt prompt,
+                         environment_.frontend.tokenize(input, request.plain()));
+    const auto text = environment_.frontend.text();
+    response.mutable_token_ids()->Assign(prompt.ids.begin(), prompt.ids.end());
+    for (const TokenId id : prompt.ids) {
+      response.add_token_bytes(std::string(text->tokenizer().bytes_of(id)));
+    }
+    response.set_prompt(prompt.text);
+    return absl::OkStatus();
+  }
+
+  absl::Status detokenize(const v1::DetokenizeRequest& request,
+                          v1::DetokenizeResponse& response) const {
+    const std::vector<TokenId> ids(request.token_ids().begin(), request.token_ids().end());
+    R1D_ASSIGN_OR_RETURN(*response.mutable_text(),
+                         environment_.frontend.detokenize(ids, request.skip_special()));
+    return absl::OkStatus();
+  }
+
   ModelPtr model() const {
     const base::MutexLock lock(mu_);
     return model_;
@@ -138,6 +207,10 @@ class Service final : public v1::InferenceService::CallbackService {
     message.set_max_stop_token_ids(limits->max_stop_token_ids);
     message.set_max_label_bytes(limits->max_label_bytes);
     message.set_max_priority(limits->max_priority);
+    message.set_max_stop_strings(chat::StopMatcher::kMaxStops);
+    message.set_max_stop_string_bytes(chat::StopMatcher::kMaxStopBytes);
+    message.set_max_messages(limits->max_messages);
+    message.set_max_tools(limits->max_tools);
   }
 
   CallEnvironment& environment_;
