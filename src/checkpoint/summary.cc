@@ -14,7 +14,9 @@ class Summarizer {
   }
 
   absl::Status add(const TensorSpec& spec) {
-    R1D_ASSIGN_OR_RETURN(const StoredTensor weight, source_.find(spec.name));
+    const absl::StatusOr<StoredTensor> found = source_.find(spec.name);
+    if (spec.duplicate && absl::IsNotFound(found.status())) return absl::OkStatus();  // left out
+    R1D_ASSIGN_OR_RETURN(const StoredTensor weight, found);
     const bool is_mtp = spec.layer >= config_.num_hidden_layers;
     count_parameters(spec, is_mtp);
     count_bytes(weight, is_mtp);

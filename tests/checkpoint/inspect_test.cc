@@ -41,6 +41,22 @@ TEST(SummaryTest, CountsR1) {
             91'991);
 }
 
+TEST(SummaryTest, CountsOnlyTheCopiesThatAreThere) {
+  test::TestCheckpoint checkpoint = test::make_checkpoint(test::small_config(true), true, 1);
+  const auto summary = [&] {
+    const test::TempDir dir;
+    checkpoint.write(dir);
+    return summarize(**open_hugging_face(dir.path()), 1, ExpertSplit::kTensor).value();
+  };
+  const Summary whole = summary();
+  checkpoint.remove("model.layers.2.embed_tokens.weight");
+  checkpoint.remove("model.layers.2.shared_head.head.weight");
+  const Summary without = summary();
+  EXPECT_EQ(without.all.num_tensors, whole.all.num_tensors - 2);
+  EXPECT_EQ(without.mtp_parameters, whole.mtp_parameters);
+  EXPECT_EQ(without.rank_mtp_bytes, whole.rank_mtp_bytes);
+}
+
 TEST(SummaryTest, GivesTheBytesPerRankOfR1) {
   for (const ExpertSplit split : {ExpertSplit::kTensor, ExpertSplit::kExpert}) {
     const Summary eight = summary_of(r1(), 8, split);

@@ -10,6 +10,7 @@ import pytest
 import daemon as r1d
 from daemon import GOLDEN, SANITIZED
 
+NANO = GOLDEN.parents[2] / "models" / "r1-nano"
 CHECKPOINTS = ("v3-generic-bf16", "v3-r1heads-fp8", "v3-ragged-fp8", "v3-noqlora-bf16")
 WORLD_SIZES = (1, 2, 4)
 if SANITIZED:  # the arithmetic is judged elsewhere; here it is the memory and the threads
@@ -30,6 +31,13 @@ MODES = {
 def test_golden(checkpoint, world_size, mode):
     answer = r1d.run("golden", GOLDEN / checkpoint, "--world-size", world_size, *MODES[mode])
     assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+@pytest.mark.parametrize("world_size", (1, 8))
+def test_the_model_that_ships_is_what_transformers_computes(world_size):
+    answer = r1d.run("golden", NANO, "--world-size", world_size, "--batch", 3)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert "case 5" in answer.stdout
 
 
 def test_small_blocks_and_whole_experts_change_nothing():
