@@ -139,6 +139,7 @@ absl::StatusOr<PreparedText> prepare_text(const GenerateRequest& request,
   }
   if (!request.chat) return prepared;
   const ChatInput& chat = *request.chat;
+  if (text != nullptr) prepared.stop_tokens = text->turn_tokens();
   R1D_ASSIGN_OR_RETURN(prepared.prompt, prompt_of(chat, limits, text));
   prepared.output.parser =
       chat::OutputParserOptions{.start_in_reasoning = prepared.prompt->in_reasoning,

@@ -17,6 +17,8 @@ using tokenizer::AddedTokens;
 using tokenizer::Segment;
 
 constexpr int64_t kMaxTemplateBytes = 1 << 20;
+constexpr std::string_view kUser = "<\uFF5CUser\uFF5C>";
+constexpr std::string_view kAssistant = "<\uFF5CAssistant\uFF5C>";
 
 std::string directory_of(const std::string& path) {
   std::error_code ignored;
@@ -62,6 +64,9 @@ absl::StatusOr<std::shared_ptr<const TextModel>> TextModel::load(const TextSetti
       [&](std::string_view text) { return tokenizer.find_added(text); });
   R1D_ASSIGN_OR_RETURN(model->thought_closing_,
                        tokenizer::encode(tokenizer, "\n</think>\n\n", AddedTokens::kMatch));
+  for (const std::string_view turn : {std::string_view(config.bos_token), kUser, kAssistant}) {
+    if (const auto id = tokenizer.find_added(turn)) model->turn_tokens_.push_back(*id);
+  }
   model->bos_ = bos_of(tokenizer, config);
   if (settings.match_control_tokens) model->in_messages_ = AddedTokens::kMatch;
   return model;

@@ -166,10 +166,13 @@ int32_t wanted_tokens(const GenerateRequest& request, int32_t room, const Limits
   return limits.max_tokens_default > 0 ? limits.max_tokens_default : room;
 }
 
-std::vector<TokenId> stop_tokens(const GenerateRequest& request, const Limits& limits) {
+std::vector<TokenId> stop_tokens(const GenerateRequest& request,
+                                 const PreparedText& prepared,
+                                 const Limits& limits) {
   std::vector<TokenId> ids = request.stop_token_ids;
   if (!request.ignore_eos) {
     ids.insert(ids.end(), limits.eos_token_ids.begin(), limits.eos_token_ids.end());
+    ids.insert(ids.end(), prepared.stop_tokens.begin(), prepared.stop_tokens.end());
   }
   std::sort(ids.begin(), ids.end());
   ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
@@ -244,7 +247,7 @@ absl::StatusOr<scheduler::Request> validate(const GenerateRequest& request,
   params.max_tokens = std::min(params.max_tokens, room);
   params.min_tokens = std::min(params.min_tokens, params.max_tokens);
   params.logit_bias = request.logit_bias;
-  params.stop_token_ids = stop_tokens(request, limits);
+  params.stop_token_ids = stop_tokens(request, prepared, limits);
   params.seed = request.seed.value_or(random_seed);
   params.thinking_limit = prepared.thinking_limit;
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Text in, text out with the model that ships: Chat, ChatOnce, Tokenize, Detokenize, `r1d chat`."""
 
+import json
 import pathlib
+import re
 import signal
 import subprocess
 
@@ -65,6 +67,17 @@ def test_the_thought_and_the_answer_come_apart(call):
     assert name_of(choice.finish) == STOP
     assert 0 < choice.finish.usage.reasoning_tokens < choice.finish.usage.output_tokens == len(choice.token_ids)
     assert answer.usage.output_tokens == choice.finish.usage.output_tokens
+
+
+def test_the_first_example_of_the_readme_gives_what_it_says(nano, call):
+    readme = (ROOT / "README.md").read_text()
+    example = re.search(r"grpcurl -plaintext -d '([^']+)' \\\n\s*(\S+) (\S+)\n```\n+```json\n(.*?)```", readme, re.DOTALL)
+    request, address, method, shown = example.groups()
+    assert address == "127.0.0.1:50051"  # the default; this daemon has a port of its own
+    assert method == f"{SERVICE}/ChatOnce"
+    (answer,) = call("ChatOnce", json.loads(request))
+    message, shown = answer.choices[0].message, json.loads(shown)
+    assert {"reasoning": message.reasoning, "content": message.content} == shown
 
 
 def test_a_stream_adds_up_to_the_whole_answer(call):
@@ -144,6 +157,17 @@ def test_several_sequences_stop_each_by_themselves(call):
     for choice in answer.choices:
         assert "1" not in choice.text
         assert (name_of(choice.finish) == STOP) or choice.finish.usage.output_tokens == 60
+
+
+def test_a_role_token_ends_an_answer_that_runs_away(call):
+    (control,) = call("Tokenize", {"text": "<｜begin▁of▁sentence｜><｜User｜>"})
+    _, user_token = control.token_ids
+    sampling = {"logit_bias": {str(user_token): 100}}
+    (answer,) = call("ChatOnce", chat(user("hi"), sampling=sampling))
+    (choice,) = answer.choices
+    assert (name_of(choice.finish), choice.finish.stop_token_id) == (STOP, user_token)
+    (raw,) = call("GenerateOnce", {"prompt": {"text": "hi"}, "sampling": sampling | {"max_tokens": 3}})
+    assert list(raw.choices[0].token_ids) == [user_token] * 3  # a raw generation is left alone
 
 
 def test_text_prompts_get_one_bos(call):

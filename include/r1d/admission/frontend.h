@@ -93,6 +93,8 @@ struct PreparedText {
   std::optional<TextModel::Prompt> prompt;  // of prompt_text or chat
   OutputOptions output;
   std::optional<engine::ThinkingLimit> thinking_limit;
+  std::vector<TokenId>
+      stop_tokens;  // besides the model's own: an answer that goes on as somebody else
 };
 
 // Turns text and conversations into tokens, and says how the output is to be read. `text`: null

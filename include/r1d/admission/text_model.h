@@ -53,6 +53,8 @@ class TextModel {
   [[nodiscard]] bool reasons() const { return control_tokens_.end_think.id.has_value(); }
   // What ends a thought early: "\n</think>\n\n" in tokens. Needs reasons().
   [[nodiscard]] const std::vector<TokenId>& thought_closing() const { return thought_closing_; }
+  // Tokens that begin a turn: an answer that holds one has run away.
+  [[nodiscard]] const std::vector<TokenId>& turn_tokens() const { return turn_tokens_; }
 
  private:
   TextModel() = default;
@@ -62,6 +64,7 @@ class TextModel {
   std::optional<chat::ChatTemplate> chat_template_;
   chat::ControlTokens control_tokens_;
   std::vector<TokenId> thought_closing_;
+  std::vector<TokenId> turn_tokens_;
   std::optional<TokenId> bos_;  // put before raw text
   tokenizer::AddedTokens in_messages_ = tokenizer::AddedTokens::kPlain;
 };
