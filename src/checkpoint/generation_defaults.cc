@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <limits>
 
+#include "r1d/base/file.h"
 #include "r1d/base/status.h"
 #include "r1d/checkpoint/weight_source.h"
 
 #include "checkpoint/errors.h"
-#include "r1d/base/file.h"
 #include "checkpoint/json.h"
 #include "checkpoint/json_fields.h"
 #include "checkpoint/token_ids.h"

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "r1d/checkpoint/model_config.h"
 
+#include "r1d/base/file.h"
 #include "r1d/base/status.h"
 
 #include "checkpoint/config_checks.h"
 #include "checkpoint/errors.h"
-#include "r1d/base/file.h"
 #include "checkpoint/json.h"
 #include "checkpoint/json_fields.h"
 #include "checkpoint/rope_config.h"

@@ -15,7 +15,6 @@
 #include <absl/status/statusor.h>
 
 #include "r1d/base/dtype.h"
-
 #include "r1d/base/file.h"
 
 namespace r1d::checkpoint {

@@ -69,7 +69,8 @@ class TensorChecker {
   absl::Status check(const TensorSpec& spec) {
     const auto found = set_.tensors.find(spec.name);
     if (found == set_.tensors.end()) {
-      if (spec.duplicate) return absl::OkStatus();  // a copy of the main model's tensor may be left out
+      if (spec.duplicate)
+        return absl::OkStatus();  // a copy of the main model's tensor may be left out
       if (num_missing_++ == 0) first_missing_ = spec;
       return absl::OkStatus();
     }

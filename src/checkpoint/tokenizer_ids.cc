@@ -5,11 +5,11 @@
 #include <limits>
 #include <string>
 
+#include "r1d/base/file.h"
 #include "r1d/base/status.h"
 #include "r1d/checkpoint/weight_source.h"
 
 #include "checkpoint/errors.h"
-#include "r1d/base/file.h"
 #include "checkpoint/json.h"
 
 namespace r1d::checkpoint {
