@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <unordered_set>
 #include <utility>
 
 #include "r1d/base/file.h"
@@ -19,6 +20,14 @@ namespace r1d::tokenizer {
 namespace {
 
 constexpr int64_t kMaxFileBytes = 64 << 20;
+
+// Special tokens may stand in the vocabulary too. No merge may lead to one, and ordinary text that
+// is spelled like one must not become it.
+void drop_added(TokenizerSpec& spec) {
+  std::unordered_set<TokenId> added;
+  for (const AddedToken& token : spec.added) added.insert(token.id);
+  std::erase_if(spec.vocabulary, [&](const VocabEntry& entry) { return added.contains(entry.id); });
+}
 
 // The bytes of every token, one after another.
 class TokenTable {
@@ -154,7 +163,8 @@ class BpeTokenizer final : public Tokenizer {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<const Tokenizer>> Tokenizer::parse(std::string_view tokenizer_json) {
-  R1D_ASSIGN_OR_RETURN(const TokenizerSpec spec, parse_tokenizer_json(tokenizer_json));
+  R1D_ASSIGN_OR_RETURN(TokenizerSpec spec, parse_tokenizer_json(tokenizer_json));
+  drop_added(spec);
   R1D_ASSIGN_OR_RETURN(Bpe bpe, Bpe::make(spec.vocabulary, spec.merges, spec.ignore_merges));
   std::vector<Splitter> splitters;
   for (const std::string& pattern : spec.splits) {

@@ -197,6 +197,24 @@ TEST(BadTokenizerTest, APrefixTokenComesFromTheTemplate) {
   EXPECT_EQ((*tokenizer)->prefix_token(), 0);
 }
 
+TEST(BadTokenizerTest, ASpecialTokenInTheVocabularyIsNoWord) {
+  std::ifstream stream(testing::tiny("llama3/tokenizer.json"));  // ignore_merges: whole words first
+  json file = json::parse(stream);
+  const TokenId id = 391;
+  file["model"]["vocab"]["zzz"] = id;
+  const auto word = Tokenizer::parse(file.dump());
+  ASSERT_TRUE(word.ok()) << message_of(word.status());
+  EXPECT_EQ(testing::encoded(**word, "zzz", AddedTokens::kPlain), testing::Ids{id});
+
+  file["added_tokens"].push_back({{"id", id}, {"content", "zzz"}, {"special", true}});
+  const auto special = Tokenizer::parse(file.dump());
+  ASSERT_TRUE(special.ok()) << message_of(special.status());
+  EXPECT_EQ(testing::encoded(**special, "zzz", AddedTokens::kMatch), testing::Ids{id});
+  for (const TokenId plain : testing::encoded(**special, "zzz", AddedTokens::kPlain)) {
+    EXPECT_NE(plain, id);
+  }
+}
+
 TEST(BadTokenizerTest, AMissingFileIsNamed) {
   const auto tokenizer = Tokenizer::load("/nowhere/tokenizer.json");
   EXPECT_EQ(tokenizer.status().code(), absl::StatusCode::kNotFound);
