@@ -164,7 +164,7 @@ void ToolCallParser::arguments(std::string_view text, std::vector<OutputEvent>& 
 
 void ToolCallParser::give_up(std::vector<OutputEvent>& events) {
   state_ = State::kRaw;
-  emit(Kind::kContent, std::move(raw_), events);
+  emit(Kind::kContent, std::exchange(raw_, {}), events);
 }
 
 void ToolCallParser::end(std::string_view end_tag, std::vector<OutputEvent>& events) {

@@ -104,9 +104,11 @@ absl::StatusOr<Value> Evaluator::evaluate(const BuiltinCall& node) {
   return node.builtin->function(context_, self, arguments);
 }
 
-absl::Status Evaluator::bind_macro(const MacroDefinition& macro,
-                                   std::vector<Value> positional,
-                                   std::vector<std::pair<std::string_view, Value>> named) {
+absl::Status Evaluator::bind_macro(
+    const MacroDefinition& macro,
+    std::vector<Value> positional,
+    // NOLINTNEXTLINE(performance-unnecessary-value-param): moved from
+    std::vector<std::pair<std::string_view, Value>> named) {
   if (positional.size() > macro.parameters.size()) {
     return invalid_argument(
         "macro '{}' takes at most {} arguments", macro.name, macro.parameters.size());

@@ -140,6 +140,7 @@ absl::StatusOr<Value> make_list(Meter& meter, std::vector<Value> items, bool is_
   return Value{std::make_shared<const List>(List{std::move(items), is_tuple, depth + 1})};
 }
 
+// NOLINTNEXTLINE(performance-unnecessary-value-param): its entries are moved from
 absl::StatusOr<Value> make_dict(Meter& meter, std::vector<std::pair<TextPtr, Value>> entries) {
   // Per entry: the pair, and a node of the table with its bucket.
   constexpr size_t kEntryBytes = sizeof(std::pair<TextPtr, Value>) + 64;

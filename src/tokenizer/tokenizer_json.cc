@@ -24,9 +24,9 @@ constexpr std::string_view kByteLevelPattern =
     R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
 const Json& member(const Json& object, const char* name) {
-  static const Json kNull;
+  static const Json null;
   const auto found = object.find(name);
-  return found == object.end() ? kNull : *found;
+  return found == object.end() ? null : *found;
 }
 
 std::string text_of(const Json& object, const char* name) {
@@ -37,6 +37,12 @@ std::string text_of(const Json& object, const char* name) {
 bool is_set(const Json& object, const char* name) {
   const Json& value = member(object, name);
   return value.is_boolean() && value.get<bool>();
+}
+
+// Null, or a value that says the same.
+bool is_off(const Json& value) {
+  if (value.is_string()) return value.get_ref<const std::string&>().empty();
+  return value.is_null() || (value.is_number() && value.get<double>() == 0);
 }
 
 absl::Status unsupported(const std::string& path, const Json& found, std::string_view supported) {
@@ -111,7 +117,7 @@ class SpecReader {
     for (const char* name :
          {"unk_token", "dropout", "continuing_subword_prefix", "end_of_word_suffix"}) {
       const Json& value = member(model, name);
-      if (!value.is_null() && value != "" && value != 0.0) {
+      if (!is_off(value)) {
         return unsupported(std::string("model.") + name, value, "only null is");
       }
     }
