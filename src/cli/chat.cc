@@ -10,6 +10,7 @@
 
 #include "r1d/base/mutex.h"
 #include "r1d/base/status.h"
+#include "r1d/base/text.h"
 #include "r1d/v1/inference.grpc.pb.h"
 
 #include "cli/commands.h"
@@ -67,6 +68,10 @@ class Conversation {
     terminal_.remark("Ctrl-C stops an answer, Ctrl-D ends.");
     while (const std::optional<std::string> line = terminal_.read_line("> ")) {
       if (line->empty()) continue;
+      if (find_invalid_utf8(*line)) {
+        terminal_.remark("[that line is not UTF-8 and was not sent]");
+        continue;
+      }
       add("user", *line);
       const absl::Status answered = answer();
       if (absl::IsCancelled(answered)) {

@@ -258,6 +258,12 @@ def test_chat_at_a_pipe_answers_line_by_line(nano):
         assert answer.stderr.count("tokens/s") == 2
 
 
+def test_a_line_that_is_no_utf8_is_named_and_the_conversation_goes_on(nano):
+    answer = r1d.run("chat", "--address", nano.address, input=f"ab\udcff\n{QUESTION}\n", errors="surrogateescape")
+    assert answer.returncode == 0, answer.stderr
+    assert "not UTF-8" in answer.stderr and "19" in answer.stdout.splitlines()
+
+
 def test_chat_without_a_server_says_where_it_looked():
     answer = terminal("--address", "127.0.0.1:1", text="hi\n")
     assert answer.returncode == 1 and "127.0.0.1:1" in answer.stderr
