@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # r1d_stage(NAME LINK public libs... PRIVATE private libs...): one static library per stage of the
-# way of a request, from every .cc below src/NAME.
+# way of a request, from every .cc below src/NAME; those below src/NAME/cuda only with a CUDA toolkit.
 function(r1d_compile_options target)
   target_compile_options(${target} PRIVATE -Wall -Wextra -Wshadow -Wnon-virtual-dtor $<$<BOOL:${R1D_WERROR}>:-Werror>)
   if(CMAKE_CXX_COMPILER_ID STREQUAL GNU AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
@@ -29,6 +29,9 @@ endfunction()
 function(r1d_stage name)
   cmake_parse_arguments(STAGE "" "" "LINK;PRIVATE" ${ARGN})
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/${name}/*.cc)
+  if(NOT R1D_HAVE_CUDA)
+    list(FILTER sources EXCLUDE REGEX "/src/${name}/cuda/")
+  endif()
   add_library(r1d_${name} STATIC ${sources})
   target_include_directories(r1d_${name} PUBLIC ${CMAKE_SOURCE_DIR}/include PRIVATE ${CMAKE_SOURCE_DIR}/src)
   target_link_libraries(r1d_${name} PUBLIC ${STAGE_LINK} PRIVATE ${STAGE_PRIVATE})

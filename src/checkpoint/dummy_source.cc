@@ -123,6 +123,13 @@ class DummySource final : public WeightSource {
     return absl::OkStatus();
   }
 
+  [[nodiscard]] std::optional<SeededTensor> seeded(const std::string& name) const override {
+    const auto found = tensors_.find(name);
+    if (found == tensors_.end()) return std::nullopt;
+    const DummyTensor& tensor = found->second;
+    return SeededTensor{tensor.key, tensor.center, tensor.amplitude};
+  }
+
  private:
   static absl::Status no_tensor(const std::string& name) {
     return not_found("the dummy model has no tensor {}", printable(name));

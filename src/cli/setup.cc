@@ -5,15 +5,12 @@
 #include <utility>
 
 #include "r1d/base/status.h"
+#include "r1d/device/gpu_info.h"
 
 namespace r1d::cli {
 namespace {
 
 using checkpoint::ModelConfig;
-
-DType cache_dtype(const std::string& name) {
-  return name == "bf16" ? DType::kBF16 : DType::kF32;  // auto: f32 on the CPU
-}
 
 std::string served_name(const config::ModelSettings& settings) {
   if (!settings.name.empty()) return settings.name;
@@ -91,19 +88,35 @@ absl::StatusOr<ModelFiles> open_model(const config::Config& config) {
   return files;
 }
 
+DType cache_dtype(const std::string& name, engine::Device device) {
+  if (name == "auto") return device == engine::Device::kCuda ? DType::kBF16 : DType::kF32;
+  return name == "bf16" ? DType::kBF16 : DType::kF32;
+}
+
+engine::Device choose_device(const std::string& name) {
+  if (name == "cpu") return engine::Device::kCpu;
+  if (name == "cuda") return engine::Device::kCuda;
+  const auto gpus = device::list_gpus();
+  return gpus.ok() && !gpus->empty() ? engine::Device::kCuda : engine::Device::kCpu;
+}
+
 engine::EngineOptions engine_options(const config::Config& config) {
-  return {.world_size = config.engine.world_size,
+  const engine::Device device = choose_device(config.engine.device);
+  return {.device = device,
+          .world_size = config.engine.world_size,
           .num_threads = config.engine.num_threads,
           .expert_split = config.engine.expert_parallel ? checkpoint::ExpertSplit::kExpert
                                                         : checkpoint::ExpertSplit::kTensor,
-          .kv_cache_dtype = cache_dtype(config.engine.kv_cache_dtype),
+          .kv_cache_dtype = cache_dtype(config.engine.kv_cache_dtype, device),
           .kv_cache_bytes = config.engine.kv_cache_memory_bytes,
           .block_size = config.scheduler.block_size,
           .max_model_len = config.scheduler.max_model_len,
           .max_num_batched_tokens = config.scheduler.max_num_batched_tokens,
           .max_batch_size = config.scheduler.max_batch_size,
           .bf16_dot = config.engine.bf16_dot,
-          .with_mtp = config.engine.load_mtp};
+          .with_mtp = config.engine.load_mtp,
+          .deterministic = config.engine.deterministic,
+          .cuda_graphs = config.engine.cuda_graphs};
 }
 
 scheduler::SchedulerOptions scheduler_options(const config::SchedulerSettings& settings,
@@ -151,25 +164,25 @@ transport::ServedModel served_model(const ModelFiles& files,
                                     const config::Config& config,
                                     const engine::Engine& engine) {
   const ModelConfig& model = files.weights->config();
-  return {
-      .name = files.name,
-      .architecture = model.architecture,
-      .num_parameters = count_parameters(model),
-      .num_layers = model.num_hidden_layers,
-      .hidden_size = model.hidden_size,
-      .vocab_size = model.vocab_size,
-      .max_model_len = engine.cache().max_model_len,
-      .weight_dtype = weight_dtype(*files.weights),
-      .kv_cache_dtype = cache_dtype(config.engine.kv_cache_dtype) == DType::kBF16 ? "bf16" : "f32",
-      .kv_bytes_per_token = engine.cache().bytes_per_token,
-      .block_size = config.scheduler.block_size,
-      .num_blocks = engine.cache().num_blocks,
-      .world_size = config.engine.world_size,
-      .has_tokenizer = files.text != nullptr,
-      .has_mtp = files.weights->has_mtp(),
-      .has_chat_template = files.text != nullptr && files.text->has_chat_template(),
-      .has_reasoning = files.text != nullptr && files.text->reasons(),
-      .device = engine.device()};
+  const DType kv_cache_dtype = engine_options(config).kv_cache_dtype;
+  return {.name = files.name,
+          .architecture = model.architecture,
+          .num_parameters = count_parameters(model),
+          .num_layers = model.num_hidden_layers,
+          .hidden_size = model.hidden_size,
+          .vocab_size = model.vocab_size,
+          .max_model_len = engine.cache().max_model_len,
+          .weight_dtype = weight_dtype(*files.weights),
+          .kv_cache_dtype = kv_cache_dtype == DType::kBF16 ? "bf16" : "f32",
+          .kv_bytes_per_token = engine.cache().bytes_per_token,
+          .block_size = config.scheduler.block_size,
+          .num_blocks = engine.cache().num_blocks,
+          .world_size = config.engine.world_size,
+          .has_tokenizer = files.text != nullptr,
+          .has_mtp = files.weights->has_mtp(),
+          .has_chat_template = files.text != nullptr && files.text->has_chat_template(),
+          .has_reasoning = files.text != nullptr && files.text->reasons(),
+          .device = engine.device()};
 }
 
 }  // namespace r1d::cli

@@ -26,6 +26,10 @@ struct ModelFiles {
 };
 [[nodiscard]] absl::StatusOr<ModelFiles> open_model(const config::Config& config);
 
+// "auto": the GPU when this build and this machine have one.
+[[nodiscard]] engine::Device choose_device(const std::string& name);
+// "auto": bf16 on a GPU, f32 on the CPU.
+[[nodiscard]] DType cache_dtype(const std::string& name, engine::Device device);
 [[nodiscard]] engine::EngineOptions engine_options(const config::Config& config);
 
 [[nodiscard]] scheduler::SchedulerOptions scheduler_options(

@@ -85,6 +85,8 @@ std::vector<Key> make_schema() {
           "Control tokens written inside messages count as such, as they do with Hugging Face. Off: "
           "they stay plain text, and nobody can end a message by writing its end token."),
 
+    choice(kChoice, "engine.device", "--device", R1D_FIELD(engine.device), {"auto", "cpu", "cuda"},
+           "Where the model runs. auto: the GPU when this build and this machine have one, else the CPU."),
     choice(kInteger, "engine.world_size", "--world-size", R1D_FIELD(engine.world_size),
            {"1", "2", "4", "8"},
            "Ranks that share the model by tensor parallelism: heads, experts, vocabulary and "
@@ -95,13 +97,19 @@ std::vector<Key> make_schema() {
           "Each rank holds whole experts instead of a part of every expert."),
     choice(kChoice, "engine.kv_cache_dtype", "--kv-cache-dtype", R1D_FIELD(engine.kv_cache_dtype),
            {"auto", "f32", "bf16"},
-           "Number format of the latent KV cache. auto: f32 on the CPU."),
+           "Number format of the latent KV cache. auto: f32 on the CPU, bf16 on a GPU (which has no f32)."),
     number(kBytes, "engine.kv_cache_memory", "--kv-cache-memory", R1D_FIELD(engine.kv_cache_memory_bytes),
            {0, kGi << 20},
-           "Memory of the latent KV cache on each rank. 0: a quarter of the free RAM."),
+           "Memory of the latent KV cache on each rank. 0: a quarter of the free RAM; on a GPU what the "
+           "weights leave."),
     plain(kBoolean, "engine.bf16_dot", "--bf16-dot", R1D_FIELD(engine.bf16_dot),
           "Use the CPU's bf16 dot-product instructions where it has them; activations "
           "are rounded to bf16. Measured no faster so far."),
+    plain(kBoolean, "engine.deterministic", "--deterministic", R1D_FIELD(engine.deterministic),
+          "On a GPU: a request's tokens do not depend on what else is in its batch. Costs speed; the CPU "
+          "is always so."),
+    plain(kBoolean, "engine.cuda_graphs", "--cuda-graphs", R1D_FIELD(engine.cuda_graphs),
+          "On a GPU: record decode steps once and replay them. Off only to look for faults."),
     plain(kBoolean, "engine.load_mtp", "--load-mtp", R1D_FIELD(engine.load_mtp),
           "Load the multi-token prediction layers too. Nothing runs them yet."),
 

@@ -14,13 +14,13 @@ int64_t blocks_for(int64_t tokens, int64_t block_size) {
   return (tokens + block_size - 1) / block_size;
 }
 
-// Blocks when the operator gave no size: a quarter of the rank's share of spare memory, but no more
-// than a full batch of the longest sequences can use.
+// Blocks when the operator gave no size: the rank's budget, but no more than a full batch of the
+// longest sequences can use.
 int64_t default_blocks(int64_t longest,
                        const EngineOptions& options,
                        int64_t block_bytes,
-                       int64_t spare) {
-  const int64_t share = spare / options.world_size / 4 / block_bytes;
+                       int64_t budget) {
+  const int64_t share = std::max<int64_t>(budget, 0) / block_bytes;
   const int64_t useful = blocks_for(longest, options.block_size) * options.max_batch_size;
   return std::min(share, useful);
 }
@@ -29,7 +29,7 @@ int64_t default_blocks(int64_t longest,
 
 absl::StatusOr<CachePlan> plan_cache(const checkpoint::ModelConfig& config,
                                      const EngineOptions& options,
-                                     int64_t spare_bytes) {
+                                     int64_t budget_bytes) {
   const int64_t model_len = config.max_position_embeddings;
   if (options.max_model_len > model_len) {
     return invalid_argument(
@@ -44,12 +44,12 @@ absl::StatusOr<CachePlan> plan_cache(const checkpoint::ModelConfig& config,
   const int64_t longest = options.max_model_len > 0 ? options.max_model_len : model_len;
   const int64_t blocks = options.kv_cache_bytes > 0
                              ? options.kv_cache_bytes / block_bytes
-                             : default_blocks(longest, options, block_bytes, spare_bytes);
+                             : default_blocks(longest, options, block_bytes, budget_bytes);
   if (blocks < 1) {
     return invalid_argument(
         "the KV cache would hold no block: {} bytes a rank, one block of {} tokens takes {}; "
         "raise engine.kv_cache_memory",
-        options.kv_cache_bytes > 0 ? options.kv_cache_bytes : spare_bytes / options.world_size / 4,
+        options.kv_cache_bytes > 0 ? options.kv_cache_bytes : budget_bytes,
         options.block_size,
         block_bytes);
   }

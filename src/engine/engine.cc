@@ -3,8 +3,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <numeric>
 #include <optional>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -14,9 +14,10 @@
 #include "r1d/base/thread_pool.h"
 #include "r1d/model/deepseek_v3.h"
 
-#include "engine/host_memory.h"
+#include "engine/device_sampler.h"
 #include "engine/latent_cache.h"
 #include "engine/rank_group.h"
+#include "engine/rank_ops.h"
 #include "engine/step_inputs.h"
 
 namespace r1d::engine {
@@ -24,11 +25,6 @@ namespace {
 
 using checkpoint::RankShard;
 using checkpoint::WeightSource;
-
-int32_t total_threads(const EngineOptions& options) {
-  if (options.num_threads > 0) return options.num_threads;
-  return std::max(1, static_cast<int32_t>(std::thread::hardware_concurrency()));
-}
 
 // Adds up what all ranks have read; one call of `report` at a time.
 class LoadMeter {
@@ -91,6 +87,7 @@ class Engine::Impl {
     LoadMeter meter(total, report);
     return group_.run([&](int32_t r) -> absl::Status {
       Rank& rank = ranks_[static_cast<size_t>(r)];
+      R1D_RETURN_IF_ERROR(rank.ops->attach());
       R1D_ASSIGN_OR_RETURN(
           rank.model,
           model::DeepSeekV3::load(source,
@@ -101,7 +98,7 @@ class Engine::Impl {
                                   [&](int64_t bytes) { return meter.add(bytes); }));
       R1D_ASSIGN_OR_RETURN(rank.cache,
                            LatentCache::create(source.config(), options_, plan_, *rank.ops));
-      return absl::OkStatus();
+      return warm_up(rank);
     });
   }
 
@@ -109,12 +106,7 @@ class Engine::Impl {
     const ops::StepInputs& inputs = inputs_.build(batch);
     R1D_CHECK(inputs.token_ids.size() <= static_cast<size_t>(options_.max_num_batched_tokens));
     R1D_CHECK(inputs.logit_rows.size() <= static_cast<size_t>(options_.max_batch_size));
-    R1D_RETURN_IF_ERROR(group_.run([&](int32_t r) {
-      Rank& rank = ranks_[static_cast<size_t>(r)];
-      std::atomic<uint64_t>& layers_done = r == 0 ? progress_ : ignored_progress_;
-      return rank.model->forward(
-          inputs, rank.cache->layers(), r == 0 ? logits_.data() : nullptr, layers_done);
-    }));
+    R1D_RETURN_IF_ERROR(run_step(inputs, batch));
     StepOutput output;
     sample(batch, output);
     progress_.fetch_add(1, std::memory_order_relaxed);
@@ -123,24 +115,97 @@ class Engine::Impl {
 
   [[nodiscard]] uint64_t progress() const { return progress_.load(std::memory_order_relaxed); }
   [[nodiscard]] const CachePlan& cache() const { return plan_; }
-  [[nodiscard]] std::string device() const {
-    return fmt::format(
-        "cpu ({}, {} threads)", ops::cpu_target(options_.bf16_dot), total_threads(options_));
-  }
+  [[nodiscard]] std::string device() const { return describe_device(options_); }
 
  private:
-  // Sequences are sampled side by side; row b of the logits belongs to the b-th that samples.
+  // Runs the steps that a device wants to have seen before the first request: a prefill, and decode
+  // batches of every size it names. They write to blocks that nobody holds yet.
+  absl::Status warm_up(Rank& rank) {
+    const std::vector<int32_t> sizes = rank.ops->batch_sizes_to_warm();
+    if (sizes.empty()) return absl::OkStatus();
+    constexpr int32_t kPrefill = 300;  // takes the kernels for many tokens
+    const int32_t capacity = plan_.num_blocks * options_.block_size;
+    const int32_t prefill =
+        std::min({kPrefill, capacity, plan_.max_model_len, options_.max_num_batched_tokens});
+    R1D_RETURN_IF_ERROR(warm_up_step(rank, 1, prefill));
+    for (const int32_t size : sizes) {
+      for (int pass = 0; pass < 2; ++pass) R1D_RETURN_IF_ERROR(warm_up_step(rank, size, 1));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status warm_up_step(Rank& rank, int32_t num_sequences, int32_t length) {
+    std::vector<BlockId> blocks(
+        static_cast<size_t>((length + options_.block_size - 1) / options_.block_size));
+    std::iota(blocks.begin(), blocks.end(), 0);
+    const std::vector<TokenId> tokens(static_cast<size_t>(length), 0);
+    const SamplingParams sampling;
+    const SequenceStep step{.tokens = tokens,
+                            .num_prompt_tokens = length,
+                            .count = length,
+                            .block_table = blocks,
+                            .sampling = &sampling};
+    const std::vector<SequenceStep> batch(static_cast<size_t>(num_sequences), step);
+    StepInputBuilder inputs;
+    return rank.model->forward(
+        inputs.build(batch), rank.cache->layers(), nullptr, ignored_progress_);
+  }
+
+  // Forward on all ranks; rank 0 also samples where it can, and brings the logits to the host where
+  // it cannot or somebody wants to see them.
+  absl::Status run_step(ops::StepInputs inputs, std::span<const SequenceStep> batch) {
+    const bool on_device = ranks_.front().ops->samples();
+    const bool captured = std::any_of(batch.begin(), batch.end(), [](const SequenceStep& step) {
+      return step.capture_logits && step.sampling != nullptr;
+    });
+    if (on_device) {
+      fill_sample_request(batch, last_token_id_, vocab_size_, request_);
+      inputs.sample = &request_;
+    }
+    float* logits = !on_device || captured ? logits_.data() : nullptr;
+    return group_.run([&](int32_t r) {
+      Rank& rank = ranks_[static_cast<size_t>(r)];
+      std::atomic<uint64_t>& layers_done = r == 0 ? progress_ : ignored_progress_;
+      return rank.model->forward(
+          inputs, rank.cache->layers(), r == 0 ? logits : nullptr, layers_done);
+    });
+  }
+
+  // Row b of the logits, and of what a device sampled, belongs to the b-th sequence that samples.
   void sample(std::span<const SequenceStep> batch, StepOutput& output) {
     output.tokens.resize(batch.size());
     sampling_.clear();
     for (size_t i = 0; i < batch.size(); ++i) {
       if (batch[i].sampling != nullptr) sampling_.push_back(i);
     }
+    if (ranks_.front().ops->samples()) {
+      take_sampled(batch, output);
+    } else {
+      sample_on_host(batch, output);
+    }
+  }
+
+  [[nodiscard]] std::span<float> logits_row(size_t row) {
+    const auto width = static_cast<size_t>(vocab_size_);
+    return {logits_.data() + row * width, width};
+  }
+
+  void take_sampled(std::span<const SequenceStep> batch, StepOutput& output) {
+    for (size_t row = 0; row < sampling_.size(); ++row) {
+      const size_t i = sampling_[row];
+      output.tokens[i] = sampled_token(request_, row);
+      if (!batch[i].capture_logits) continue;
+      const std::span<float> logits = logits_row(row);
+      output.tokens[i].logits.assign(logits.begin(), logits.end());
+    }
+  }
+
+  // Sequences are sampled side by side.
+  void sample_on_host(std::span<const SequenceStep> batch, StepOutput& output) {
     sampler_pool_.parallel_for(static_cast<int64_t>(sampling_.size()), [&](int64_t row, int32_t) {
       const size_t i = sampling_[static_cast<size_t>(row)];
       const SequenceStep& step = batch[i];
-      const auto width = static_cast<size_t>(vocab_size_);
-      const std::span<float> logits(logits_.data() + static_cast<size_t>(row) * width, width);
+      const std::span<float> logits = logits_row(static_cast<size_t>(row));
       std::vector<float> captured;
       if (step.capture_logits) captured.assign(logits.begin(), logits.end());
       output.tokens[i] =
@@ -158,6 +223,7 @@ class Engine::Impl {
   std::atomic<uint64_t> ignored_progress_{0};  // the other ranks' layers
   StepInputBuilder inputs_;
   std::vector<size_t> sampling_;
+  ops::SampleRequest request_;  // what a device samples
   RankGroup group_;
   base::ThreadPool sampler_pool_;
   std::vector<float> logits_;  // [max_batch_size, V]
@@ -170,8 +236,6 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::create(const WeightSource& sourc
                                                        const EngineOptions& options,
                                                        TokenId last_token_id,
                                                        const LoadFraction& progress) {
-  R1D_ASSIGN_OR_RETURN(const CachePlan plan,
-                       plan_cache(source.config(), options, spare_host_bytes("")));
   std::vector<Rank> ranks(static_cast<size_t>(options.world_size));
   std::vector<ops::ModelDims> dims;
   for (int32_t r = 0; r < options.world_size; ++r) {
@@ -180,12 +244,11 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::create(const WeightSource& sourc
         checkpoint::make_rank_shard(source.config(), r, options.world_size, options.expert_split));
     dims.push_back(model::make_dims(source.config(), ranks[static_cast<size_t>(r)].shard));
   }
-  auto ops = ops::make_local_cpu_ops(
-      dims,
-      {.num_threads = std::max(1, total_threads(options) / options.world_size),
-       .mla_form = options.mla_form,
-       .max_tokens = options.max_num_batched_tokens,
-       .bf16_dot = options.bf16_dot});
+  R1D_ASSIGN_OR_RETURN(const int64_t weight_bytes,
+                       model::rank_weight_bytes(source, ranks.front().shard, options.with_mtp));
+  R1D_ASSIGN_OR_RETURN(const int64_t budget, cache_budget(options, dims.front(), weight_bytes));
+  R1D_ASSIGN_OR_RETURN(const CachePlan plan, plan_cache(source.config(), options, budget));
+  R1D_ASSIGN_OR_RETURN(auto ops, make_ops(options, dims, plan.max_model_len));
   for (size_t r = 0; r < ranks.size(); ++r) ranks[r].ops = std::move(ops[r]);
   auto impl =
       std::make_unique<Impl>(source.config(), options, plan, last_token_id, std::move(ranks));

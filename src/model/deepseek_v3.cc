@@ -56,52 +56,61 @@ void fill_moe(const WeightStore& store,
     layer.moe.shared = mlp_weights(store, prefix + "shared_experts.");
 }
 
-Layer make_layer(const WeightStore& store,
-                 const ModelConfig& config,
-                 const RankShard& shard,
-                 int32_t index) {
+absl::StatusOr<Layer> make_layer(ops::Ops& ops,
+                                 const WeightStore& store,
+                                 const ModelConfig& config,
+                                 const RankShard& shard,
+                                 int32_t index) {
   const std::string prefix = fmt::format("model.layers.{}.", index);
   Layer layer;
   layer.input_norm = store.vector(prefix + "input_layernorm.weight");
   layer.attention = attention_weights(store, config, prefix + "self_attn.");
   layer.post_attention_norm = store.vector(prefix + "post_attention_layernorm.weight");
+  R1D_RETURN_IF_ERROR(ops.prepare(layer.attention));
   layer.is_moe = config.is_moe_layer(index);
   if (layer.is_moe) {
     fill_moe(store, config, shard, prefix + "mlp.", layer);
+    R1D_RETURN_IF_ERROR(ops.prepare(layer.moe));
   } else {
     layer.mlp = mlp_weights(store, prefix + "mlp.");
+    R1D_RETURN_IF_ERROR(ops.prepare(layer.mlp));
   }
   return layer;
 }
 
-MtpLayer make_mtp_layer(const WeightStore& store,
-                        const ModelConfig& config,
-                        const RankShard& shard,
-                        int32_t index) {
+absl::StatusOr<MtpLayer> make_mtp_layer(ops::Ops& ops,
+                                        const WeightStore& store,
+                                        const ModelConfig& config,
+                                        const RankShard& shard,
+                                        int32_t index) {
   const std::string prefix = fmt::format("model.layers.{}.", index);
   MtpLayer mtp;
   mtp.embedding_norm = store.vector(prefix + "enorm.weight");
   mtp.hidden_norm = store.vector(prefix + "hnorm.weight");
   mtp.projection = store.matrix(prefix + "eh_proj.weight");
-  mtp.layer = make_layer(store, config, shard, index);
+  R1D_ASSIGN_OR_RETURN(mtp.layer, make_layer(ops, store, config, shard, index));
   mtp.head_norm = store.vector(prefix + "shared_head.norm.weight");
   return mtp;
 }
 
-ModelWeights make_weights(const WeightStore& store,
-                          const ModelConfig& config,
-                          const RankShard& shard,
-                          bool with_mtp) {
+absl::StatusOr<ModelWeights> make_weights(ops::Ops& ops,
+                                          const WeightStore& store,
+                                          const ModelConfig& config,
+                                          const RankShard& shard,
+                                          bool with_mtp) {
   ModelWeights weights;
   weights.embedding = store.matrix("model.embed_tokens.weight");
   weights.first_vocab_row = shard.vocab.begin;
   weights.final_norm = store.vector("model.norm.weight");
   weights.head = config.tie_word_embeddings ? weights.embedding : store.matrix("lm_head.weight");
   for (int32_t i = 0; i < config.num_hidden_layers; ++i) {
-    weights.layers.push_back(make_layer(store, config, shard, i));
+    R1D_ASSIGN_OR_RETURN(Layer layer, make_layer(ops, store, config, shard, i));
+    weights.layers.push_back(std::move(layer));
   }
   for (int32_t i = 0; with_mtp && i < config.num_nextn_predict_layers; ++i) {
-    weights.mtp.push_back(make_mtp_layer(store, config, shard, config.num_hidden_layers + i));
+    R1D_ASSIGN_OR_RETURN(MtpLayer layer,
+                         make_mtp_layer(ops, store, config, shard, config.num_hidden_layers + i));
+    weights.mtp.push_back(std::move(layer));
   }
   return weights;
 }
@@ -224,7 +233,8 @@ absl::StatusOr<std::unique_ptr<DeepSeekV3>> DeepSeekV3::load(const checkpoint::W
   }
   R1D_ASSIGN_OR_RETURN(WeightStore store,
                        WeightStore::load(source, shard, ops, with_mtp, progress));
-  ModelWeights weights = make_weights(store, source.config(), shard, with_mtp);
+  R1D_ASSIGN_OR_RETURN(ModelWeights weights,
+                       make_weights(ops, store, source.config(), shard, with_mtp));
   auto impl = std::make_unique<Impl>(
       ops, std::move(store), std::move(weights), source.config().hidden_size);
   R1D_RETURN_IF_ERROR(impl->take_activations(max_tokens));

@@ -76,6 +76,33 @@ absl::StatusOr<std::vector<Placement>> placements(const WeightSource& source,
   return all;
 }
 
+bool is_kv_a(const Placement& placement) {
+  return placement.spec.name.find(".kv_a_proj_with_mqa.") != std::string::npos;
+}
+
+// Matrices, then scales, then vectors; kv_a right behind q_a (both read the same rows). Returns the
+// bytes of all.
+int64_t lay_out(std::span<Placement> layer) {
+  const auto kv_a = std::find_if(layer.begin(), layer.end(), is_kv_a);
+  const auto q_a = std::find_if(layer.begin(), layer.end(), [](const Placement& placement) {
+    return placement.spec.name.find(".q_a_proj.") != std::string::npos;
+  });
+  if (q_a < kv_a && kv_a != layer.end()) std::rotate(q_a + 1, kv_a, kv_a + 1);
+  int64_t bytes = 0;
+  const auto put = [&bytes](int64_t& offset, int64_t size) {
+    offset = bytes;
+    bytes += aligned(size);
+  };
+  for (Placement& placement : layer) {
+    if (!placement.spec.rank_1) put(placement.offset, placement.device_bytes());
+  }
+  for (Placement& placement : layer) put(placement.scale_offset, placement.scale_bytes());
+  for (Placement& placement : layer) {
+    if (placement.spec.rank_1) put(placement.offset, placement.device_bytes());
+  }
+  return bytes;
+}
+
 void widen_to_f32(DType dtype, std::span<const std::byte> stored, std::span<float> out) {
   if (dtype == DType::kF32) {
     std::memcpy(out.data(), stored.data(), stored.size());
@@ -101,13 +128,7 @@ class WeightStore::Loader {
 
   // Takes one buffer for `layer` and fills it.
   absl::Status load_layer(std::span<Placement> layer) {
-    int64_t bytes = 0;
-    for (Placement& placement : layer) {
-      placement.offset = bytes;
-      bytes += aligned(placement.device_bytes());
-      placement.scale_offset = bytes;
-      bytes += aligned(placement.scale_bytes());
-    }
+    const int64_t bytes = lay_out(layer);
     R1D_ASSIGN_OR_RETURN(
         auto buffer,
         ops_.allocate(static_cast<size_t>(bytes), "weights from " + layer.front().spec.name));
@@ -125,15 +146,19 @@ class WeightStore::Loader {
     if (placement.spec.rank_1) return fill_vector(placement, base);
     const std::string& name = placement.spec.name;
     std::byte* data = base + placement.offset;
-    R1D_RETURN_IF_ERROR(read(name, placement.slice, data, placement.stored_bytes()));
+    R1D_RETURN_IF_ERROR(
+        read(name, placement.slice, placement.dtype, data, placement.stored_bytes()));
     ops::Matrix matrix{.data = data,
                        .dtype = placement.dtype,
                        .rows = placement.slice.rows.size(),
                        .cols = placement.slice.cols.size()};
     if (!placement.scale_slice.empty()) {
       std::byte* scale = base + placement.scale_offset;
-      R1D_RETURN_IF_ERROR(read(
-          checkpoint::scale_name(name), placement.scale_slice, scale, placement.scale_bytes()));
+      R1D_RETURN_IF_ERROR(read(checkpoint::scale_name(name),
+                               placement.scale_slice,
+                               DType::kF32,
+                               scale,
+                               placement.scale_bytes()));
       matrix.scale = reinterpret_cast<const float*>(scale);
       matrix.scale_cols = placement.scale_slice.cols.size();
       matrix.scale_row_offset =
@@ -155,13 +180,28 @@ class WeightStore::Loader {
     return ops_.upload(device, std::as_bytes(std::span(values)));
   }
 
-  // In place where the host may write the device's memory, else through a staging buffer.
+  // In place where the host may write the device's memory; dummy values made by the device where it
+  // can; else through a staging buffer.
   absl::Status read(const std::string& name,
                     const TensorSlice& slice,
+                    DType dtype,
                     std::byte* device,
                     int64_t bytes) {
     const auto size = static_cast<size_t>(bytes);
     if (ops_.host_addressable()) return source_.read(name, slice, std::span(device, size));
+    if (const auto seeded = source_.seeded(name)) {
+      R1D_ASSIGN_OR_RETURN(const bool filled,
+                           ops_.fill(device,
+                                     {.key = seeded->key,
+                                      .center = seeded->center,
+                                      .amplitude = seeded->amplitude,
+                                      .dtype = dtype,
+                                      .row_begin = slice.rows.begin,
+                                      .row_end = slice.rows.end,
+                                      .col_begin = slice.cols.begin,
+                                      .col_end = slice.cols.end}));
+      if (filled) return absl::OkStatus();
+    }
     staging_.resize(size);
     R1D_RETURN_IF_ERROR(source_.read(name, slice, staging_));
     return ops_.upload(device, staging_);

@@ -18,7 +18,10 @@
 namespace r1d::model {
 
 // One rank's weights on its device: matrices as stored, vectors (norms, router bias) as f32. Memory
-// is taken once per layer, before that layer is read. Threads: confined to the rank's thread.
+// is taken once per layer, before that layer is read. Inside a layer stand first the matrices in
+// load order, kv_a right behind q_a, then their scales in the same order, then the vectors: gate,
+// up and down of an expert are neighbours, and experts follow each other at one distance, which is
+// what Ops::prepare() may rely on. Threads: confined to the rank's thread.
 class WeightStore {
  public:
   [[nodiscard]] static absl::StatusOr<WeightStore> load(const checkpoint::WeightSource& source,

@@ -66,10 +66,8 @@ TEST(CachePlanTest, ACacheSmallerThanABlockIsRefused) {
             std::string::npos);
 }
 
-TEST(CachePlanTest, TheDefaultIsAQuarterOfTheRanksShare) {
-  EngineOptions options = with_cache(0);
-  options.world_size = 2;
-  const auto plan = plan_cache(r1_config(), options, 16 * kGiB);
+TEST(CachePlanTest, TheDefaultIsTheRanksBudget) {
+  const auto plan = plan_cache(r1_config(), with_cache(0), 2 * kGiB);
   ASSERT_TRUE(plan.ok());
   EXPECT_LE(plan->bytes, 2 * kGiB);
   EXPECT_GT(plan->bytes, 2 * kGiB - 70272 * 64);

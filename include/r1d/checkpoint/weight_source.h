@@ -25,6 +25,15 @@ struct StoredTensor {
   int64_t cols = 1;
 };
 
+// How a dummy tensor's values come about: element (row, col) is center + amplitude * u with u
+// uniform in [-1, 1) made from random_bits(key, row << 32 | col / n) for the n elements of 8 bytes
+// (src/checkpoint/dummy_source.cc), so that a device can make them without a copy.
+struct SeededTensor {
+  uint64_t key = 0;
+  float center = 0;
+  float amplitude = 0;
+};
+
 // Threads: const and thread-safe after creation; ranks read in parallel.
 class WeightSource {
  public:
@@ -43,6 +52,12 @@ class WeightSource {
   [[nodiscard]] virtual absl::Status read(const std::string& name,
                                           const TensorSlice& slice,
                                           std::span<std::byte> dest) const = 0;
+
+  // For dummy weights, what read() would compute; nullopt for weights from files.
+  [[nodiscard]] virtual std::optional<SeededTensor> seeded(const std::string& name) const {
+    static_cast<void>(name);
+    return std::nullopt;
+  }
 };
 
 // Opens a Hugging Face directory: config.json and model.safetensors.index.json (or one

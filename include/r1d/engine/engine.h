@@ -18,18 +18,23 @@
 
 namespace r1d::engine {
 
+enum class Device : uint8_t { kCpu, kCuda };
+
 struct EngineOptions {
+  Device device = Device::kCpu;
   int32_t world_size = 1;
   int32_t num_threads = 0;  // all ranks together; 0: one a core
   checkpoint::ExpertSplit expert_split = checkpoint::ExpertSplit::kTensor;
   DType kv_cache_dtype = DType::kF32;
-  int64_t kv_cache_bytes = 0;  // a rank; 0: what the host can spare, see plan_cache()
+  int64_t kv_cache_bytes = 0;  // a rank; 0: what there is to spare, see plan_cache()
   int32_t block_size = 64;
   int32_t max_model_len = 0;  // 0: the model's, as far as the cache holds it
   int32_t max_num_batched_tokens = 32768;
   int32_t max_batch_size = 64;
   bool bf16_dot = false;
   bool with_mtp = false;
+  bool deterministic = false;  // CUDA; the CPU always is
+  bool cuda_graphs = true;
   ops::MlaForm mla_form = ops::MlaForm::kAuto;
 };
 
@@ -41,12 +46,12 @@ struct CachePlan {
   int32_t max_model_len = 0;
 };
 
-// Pure. `spare_bytes`: memory the host can give to all ranks together. With kv_cache_bytes == 0 a
-// rank takes a quarter of its share, and no more than max_batch_size sequences of max_model_len
-// need. kInvalidArgument when one block does not fit or max_model_len was given and does not.
+// Pure. `budget_bytes`: what a rank may take when kv_cache_bytes == 0; it takes no more than
+// max_batch_size sequences of max_model_len need. kInvalidArgument when one block does not fit or
+// max_model_len was given and does not.
 [[nodiscard]] absl::StatusOr<CachePlan> plan_cache(const checkpoint::ModelConfig& config,
                                                    const EngineOptions& options,
-                                                   int64_t spare_bytes);
+                                                   int64_t budget_bytes);
 
 // Told how much of the weights is there, 0 .. 1, from any thread, one call at a time; an error
 // stops the load.
@@ -68,7 +73,7 @@ class Engine final : public Executor {
   [[nodiscard]] uint64_t progress() const override;
 
   [[nodiscard]] const CachePlan& cache() const;
-  [[nodiscard]] std::string device() const;  // "cpu (AVX3, 2 threads)"
+  [[nodiscard]] std::string device() const;  // "cpu (AVX3, 2 threads)", "cuda (NVIDIA H200)"
 
  private:
   class Impl;

@@ -44,12 +44,67 @@ struct SequenceSpan {
   std::span<const BlockId> block_table;  // host memory; at least ceil(context_len / block_size) ids
 };
 
+// How one row's next token is chosen on a device; the fields say what engine::SamplingParams' of
+// the same names do. Lists are ranges of SampleRequest's arrays.
+struct SampleRow {
+  double temperature = 1;
+  double top_p = 1;
+  double min_p = 0;
+  double repetition_penalty = 1;
+  double frequency_penalty = 0;
+  double presence_penalty = 0;
+  uint64_t seed = 0;
+  uint64_t draw = 0;  // number of output tokens so far
+  int32_t top_k = 0;
+  int32_t forced = -1;  // not -1: this token comes out
+  int32_t num_logprobs = -1;
+  int32_t first_count = 0;  // tokens of the history, where a penalty wants them
+  int32_t num_counts = 0;
+  int32_t first_bias = 0;
+  int32_t num_biases = 0;
+  int32_t first_masked = 0;  // tokens that must not come out
+  int32_t num_masked = 0;
+};
+struct TokenCount {
+  TokenId token = 0;
+  int32_t count = 0;  // in the output; 0: in the prompt alone
+};
+struct TokenBias {
+  TokenId token = 0;
+  float bias = 0;
+};
+
+struct SampleResult {
+  enum class Fault : uint8_t { kNone, kNotFinite, kAllMasked };
+  TokenId token = -1;
+  Fault fault = Fault::kNone;
+  TokenId bad_token = -1;  // kNotFinite: the first whose logit is not finite, and that logit
+  float bad_logit = 0;
+  float logprob = 0;
+};
+
+// What a step samples, one row of logits after the other. Host memory of the caller, read by
+// begin_step() .. end_step(), results written by end_step().
+struct SampleRequest {
+  int32_t vocab = 0;       // ids [0, vocab) may come out
+  int32_t top_stride = 0;  // most num_logprobs of any row
+  bool greedy = false;     // every row is greedy and wants nothing else
+  std::vector<SampleRow> rows;
+  std::vector<TokenCount> counts;
+  std::vector<TokenBias> biases;
+  std::vector<TokenId> masked;
+  std::vector<SampleResult> results;  // [rows]
+  std::vector<TokenId> top_tokens;    // [rows, top_stride]
+  std::vector<float> top_logprobs;    // [rows, top_stride]
+};
+
 // A step's inputs, in host memory that lives until the next begin_step() or end_step().
 struct StepInputs {
   std::span<const TokenId> token_ids;  // [T]
   std::span<const int32_t> positions;  // [T], from 0
   std::span<const SequenceSpan> sequences;
   std::span<const int32_t> logit_rows;  // [B] rows of the step whose logits are wanted, ascending
+  SampleRequest* sample = nullptr;      // for an Ops that samples; null: logits alone
 };
 
 // DeepSeek-V2 report, section 2.1 (arXiv 2405.04434); H = heads on this rank.
@@ -64,6 +119,7 @@ struct AttentionWeights {
   const float* kv_a_norm = nullptr;  // [R]
   Matrix kv_b;                       // [H * (dn + dv), R]; per head: k_nope rows, then v rows
   Matrix o;                          // [D, H * dv]
+  int32_t prepared = -1;             // set by Ops::prepare()
 };
 
 // down(silu(gate x) * (up x)); I = the rank's slice of the intermediate size.
@@ -71,6 +127,7 @@ struct MlpWeights {
   Matrix gate;  // [I, D]
   Matrix up;    // [I, D]
   Matrix down;  // [D, I]
+  int32_t prepared = -1;
 };
 
 // DeepSeek-V3 report, section 2.1.2 (arXiv 2412.19437).
@@ -80,6 +137,7 @@ struct MoeWeights {
   std::span<const MlpWeights> experts;  // the rank's experts: first_expert, first_expert + 1, ...
   int32_t first_expert = 0;
   MlpWeights shared;  // gate.data == nullptr: no shared expert
+  int32_t prepared = -1;
 };
 
 struct RouterOptions {
@@ -110,12 +168,28 @@ struct ModelDims {
   RouterOptions router;
 };
 
+// Rows and columns of a tensor whose element (r, c) follows from (key, r, c) alone; what dummy
+// weights are made of. checkpoint::SeededTensor says how.
+struct SeededValues {
+  uint64_t key = 0;
+  float center = 0;
+  float amplitude = 0;
+  DType dtype = DType::kF32;
+  int64_t row_begin = 0;
+  int64_t row_end = 0;
+  int64_t col_begin = 0;
+  int64_t col_end = 0;
+};
+
 // All calls of a step come from the rank's own thread, in the same order on every rank. Calls
 // enqueue; only end_step() promises that results are there. A failed call poisons the step: the
 // engine stops. Tensors are activations on the rank's device, `out` never aliases an input.
 class Ops {
  public:
   virtual ~Ops() = default;
+
+  // Called once by the thread that will drive this object, before anything else.
+  [[nodiscard]] virtual absl::Status attach() { return absl::OkStatus(); }
 
   [[nodiscard]] virtual DType activation_dtype() const = 0;
 
@@ -127,6 +201,33 @@ class Ops {
   [[nodiscard]] virtual absl::Status upload(std::byte* device, std::span<const std::byte> host) = 0;
   // True when Buffer::data() may be written by the host, so that weights are read in place.
   [[nodiscard]] virtual bool host_addressable() const = 0;
+  // Fills device memory with seeded values instead of an upload; false: this Ops cannot, upload.
+  [[nodiscard]] virtual absl::StatusOr<bool> fill(std::byte* device, const SeededValues& values) {
+    static_cast<void>(device);
+    static_cast<void>(values);
+    return false;
+  }
+
+  // Called once a block when its weights are loaded, before the first step. An implementation may
+  // rewrite the weights in place in a layout of its own (the Matrix then keeps shape and address
+  // alone) and takes here what memory it needs for that; it marks the block with `prepared`.
+  // WeightStore's header says which tensors it puts next to each other for this.
+  [[nodiscard]] virtual absl::Status prepare(AttentionWeights& weights) {
+    static_cast<void>(weights);
+    return absl::OkStatus();
+  }
+  [[nodiscard]] virtual absl::Status prepare(MlpWeights& weights) {
+    static_cast<void>(weights);
+    return absl::OkStatus();
+  }
+  [[nodiscard]] virtual absl::Status prepare(MoeWeights& weights) {
+    static_cast<void>(weights);
+    return absl::OkStatus();
+  }
+
+  // Sizes of decode batches (one token a sequence) to run twice before serving, so that what this
+  // implementation records or loads on first use is there. Empty: nothing is.
+  [[nodiscard]] virtual std::vector<int32_t> batch_sizes_to_warm() const { return {}; }
 
   [[nodiscard]] virtual absl::Status begin_step(const StepInputs& inputs) = 0;
 
@@ -159,12 +260,15 @@ class Ops {
   [[nodiscard]] virtual absl::Status moe(const MoeWeights& weights, Tensor x, Tensor out) = 0;
 
   // logits[b, :] = head . x[logit_rows[b]], gathered over ranks. head [V / world, D] is the rank's
-  // rows from first_row. `logits` [B, V] f32 is host memory on rank 0 and null elsewhere; valid
-  // after end_step(). A collective.
+  // rows from first_row. `logits` [B, V] f32 is host memory on rank 0 (null: nobody wants them,
+  // they are only sampled) and null elsewhere; valid after end_step(). A collective.
   [[nodiscard]] virtual absl::Status logits(const Matrix& head,
                                             int64_t first_row,
                                             Tensor x,
                                             float* logits) = 0;
+
+  // True when StepInputs::sample is heeded: tokens are chosen where the logits are.
+  [[nodiscard]] virtual bool samples() const { return false; }
 
   // Waits until everything enqueued is done.
   [[nodiscard]] virtual absl::Status end_step() = 0;

@@ -1,0 +1,723 @@
+// SPDX-License-Identifier: Apache-2.0
+// Problem   o[t, h] = softmax(q_latent[t, h] K^T) K[:, :512] over the pages of t's sequence, K its
+//           cached rows; one to four query tokens a sequence, all heads of the rank at once.
+// Layout    q_latent [T, H, 576] bf16, scaled to base-2 scores; cache [blocks, block_size, 576]
+// bf16;
+//           results in the workspace (plan.cuh).
+// Bound     1152 bytes a cached token; flops 2 * H * (576 + 512) a cached and query token. 16
+// heads, one
+//           query: 30 flop a byte, far below the machine's 200: memory. 64 x 4096 tokens: 71 us.
+// Launch    One block an SM: two math warpgroups, a warp that loads the cache and one that loads
+// queries.
+//           Shared memory is a ring of 8 KB slices (64 tokens x 64 values), 24 of them at 16
+//           columns: 147 KB of loads under way while a page is worked on.
+// Numerics  f32 sums, running maximum in base 2, bf16 probabilities. A column that sees no key:
+// zeros. Source    DeepSeek-V2 report, section 2.1; online softmax as in FlashAttention; own
+// derivation of the
+//           swapped operands: a page is 64 keys, so the scores are S^T = K q^T with the keys on the
+//           tensor cores' 64-row side and the heads as the narrow one, and the sum O^T = K^T P^T
+//           reads the same slices the other way round. No row is padding at 16 heads.
+#include "kernels/common/tensor_map.h"
+#include "kernels/common/wgmma.cuh"
+#include "kernels/mla_decode/plan.cuh"
+
+namespace r1d::kernels {
+namespace mla {
+namespace {
+
+constexpr int kSliceCols = 64;                       // one 128-byte swizzle row
+constexpr int kSliceBytes = kPage * kSliceCols * 2;  // 8 KB
+constexpr int kSlices = kRow / kSliceCols;           // of a page: rope first, then 8 of latent
+constexpr int kGroupWarps = 4;
+constexpr int kGroupThreads = 128;
+constexpr int kMathThreads = 2 * kGroupThreads;
+// Whether the math groups take turns on the pages or share each (see MathGroup).
+constexpr bool takes_turns(int columns) {
+  return columns <= 32;
+}
+// From 32 columns on the math groups need more registers than 320 threads could have each: there
+// the loaders are a whole warpgroup, which gives its own away.
+constexpr bool moves_registers(int columns) {
+  return columns >= 32;
+}
+constexpr int threads_of(int columns) {
+  return kMathThreads + (moves_registers(columns) ? kGroupThreads : 64);
+}
+constexpr int kBarrierAll = 1;    // named barriers
+constexpr int kBarrierGroup = 2;  // and 3
+
+// Shared memory of a block for `kColumns` (query token, head) columns.
+template <int kColumns>
+struct Shared {
+  static constexpr int kSlots = kColumns == 16 ? 24 : kColumns == 32 ? 22 : 17;
+  uint8_t slots[kSlots][kSliceBytes];        // 1024-byte aligned, 128-byte swizzle
+  uint8_t queries[kSlices][kColumns * 128];  // K-major, 128-byte swizzle
+  uint8_t probabilities[2][kColumns * 128];  // [column][64 keys] bf16, 128-byte swizzle
+  // Maxima, then sums, of a group's warps over the columns it scores.
+  float warp_values[2][kGroupWarps][takes_turns(kColumns) ? kColumns : kColumns / 2];
+  float factors[2][takes_turns(kColumns) ? 4 : kColumns];    // of the sums so far; pages shared
+  float group_max[2][takes_turns(kColumns) ? kColumns : 4];  // where the groups meet; pages in turn
+  float group_sum[2][takes_turns(kColumns) ? kColumns : 4];
+  uint64_t full[kSlots];
+  uint64_t empty[kSlots];
+  uint64_t queries_full;
+  uint64_t queries_empty;
+};
+
+struct Arguments {
+  PlanView plan;
+  const int32_t* block_ids;
+  int32_t num_sequences;
+  int32_t groups;
+  int32_t heads;
+  int32_t block_size;
+  WorkspaceView out;
+};
+
+#ifdef R1D_SM90
+
+// A place in the ring of slots; `parity` is that of the slot's current round.
+template <int kSlots>
+struct RingPlace {
+  int slot = 0;
+  uint32_t parity = 0;
+  __device__ __forceinline__ explicit RingPlace(int position)
+      : slot(position % kSlots), parity(position / kSlots % 2) {}
+  __device__ __forceinline__ RingPlace(int slot, uint32_t parity) : slot(slot), parity(parity) {}
+  __device__ __forceinline__ RingPlace operator+(int steps) const {
+    const bool wraps = slot + steps >= kSlots;
+    return {wraps ? slot + steps - kSlots : slot + steps, wraps ? parity ^ 1 : parity};
+  }
+};
+
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return reinterpret_cast<const uint32_t&>(pair);
+}
+// Stores two 8x8 matrices transposed; lanes 0..15 give the row addresses.
+__device__ __forceinline__ void stmatrix_x2_trans(uint32_t address, uint32_t r0, uint32_t r1) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(address),
+               "r"(r0),
+               "r"(r1)
+               : "memory");
+}
+// The cache passes through L2 once.
+__device__ __forceinline__ void tensor_load_2d_hint(
+    void* to, const void* map, int32_t x, int32_t y, uint64_t* barrier, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_"
+      "hint "
+      "[%0], [%1, {%3, %4}], [%2], %5;" ::"r"(smem_address(to)),
+      "l"(map),
+      "r"(smem_address(barrier)),
+      "r"(x),
+      "r"(y),
+      "l"(policy)
+      : "memory");
+}
+// Over the eight lanes that share a column.
+__device__ __forceinline__ float column_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(~0U, x, 4));
+  x = fmaxf(x, __shfl_xor_sync(~0U, x, 8));
+  return fmaxf(x, __shfl_xor_sync(~0U, x, 16));
+}
+__device__ __forceinline__ float column_sum(float x) {
+  x += __shfl_xor_sync(~0U, x, 4);
+  x += __shfl_xor_sync(~0U, x, 8);
+  return x + __shfl_xor_sync(~0U, x, 16);
+}
+
+// ---- load --------------------------------------------------------------------------------------
+
+// One warp: the cache rows of all the block's items, slice by slice.
+template <int kColumns, bool kDeterministic>
+__device__ void load_cache(Shared<kColumns>& shared,
+                           const CUtensorMap& cache_map,
+                           const Arguments& args,
+                           int part) {
+  const int lane = threadIdx.x % 32;
+  const int blocks_a_page = kPage / args.block_size;
+  const uint64_t policy = l2_evict_first();
+  RingPlace<Shared<kColumns>::kSlots> place(0, 1);  // parity 1: an empty slot needs no wait
+  Walk<kDeterministic> walk(args.plan, args.num_sequences, part);
+  while (walk.next()) {
+    const int32_t* ids = args.block_ids + walk.sequence.block_begin;
+    const int last = (walk.sequence.context_len + args.block_size - 1) / args.block_size;
+    int held = 0;  // lane's id of a batch of 32
+    int batch = -1;
+    for (int page = walk.begin; page < walk.end; ++page) {
+      const int first = page * blocks_a_page;
+      if (first / 32 != batch) {
+        batch = first / 32;
+        held = batch * 32 + lane < last ? ids[batch * 32 + lane] : 0;
+      }
+      const int count = min(blocks_a_page, last - first);
+      int rows[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        rows[i] = __shfl_sync(~0U, held, (first + i) % 32) * args.block_size;
+      }
+      if (lane == 0) {
+#pragma unroll 1
+        for (int k = 0; k < kSlices; ++k) {
+          const auto at = place + k;
+          const int column = k == 0 ? kLatent : (k - 1) * kSliceCols;
+          mbarrier_wait(&shared.empty[at.slot], at.parity);
+          mbarrier_arrive_expect(&shared.full[at.slot], count * args.block_size * 128);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            if (i >= count) break;
+            tensor_load_2d_hint(shared.slots[at.slot] + i * args.block_size * 128,
+                                &cache_map,
+                                column,
+                                rows[i],
+                                &shared.full[at.slot],
+                                policy);
+          }
+        }
+      }
+      place = place + kSlices;
+      __syncwarp();
+    }
+  }
+}
+
+// One thread: the queries of each item.
+template <int kColumns, bool kDeterministic>
+__device__ void load_queries(Shared<kColumns>& shared,
+                             const CUtensorMap& query_map,
+                             const Arguments& args,
+                             int part,
+                             int group) {
+  uint32_t parity = 1;
+  Walk<kDeterministic> walk(args.plan, args.num_sequences, part);
+  while (walk.next()) {
+    const int row = walk.sequence.query_begin * args.heads + group * kColumns;
+    mbarrier_wait(&shared.queries_empty, parity);
+    parity ^= 1;
+    mbarrier_arrive_expect(&shared.queries_full, sizeof(shared.queries));
+    for (int k = 0; k < kSlices; ++k) {
+      const int column = k == 0 ? kLatent : (k - 1) * kSliceCols;
+      tensor_load_2d(shared.queries[k], &query_map, column, row, &shared.queries_full);
+    }
+  }
+}
+
+// ---- compute -----------------------------------------------------------------------------------
+
+// A math warpgroup. Up to 32 columns the two groups take turns on an item's pages, each with sums
+// of its own, which meet at the item's end. With 64 the sums of 512 values would not fit into one
+// group's registers: both work on every page, each on the scores of half the columns and, with the
+// probabilities of both, on the sums of half the values.
+template <int kColumns, bool kDeterministic>
+class MathGroup {
+  static constexpr bool kTurns = takes_turns(kColumns);
+  static constexpr int kOwn = kTurns ? kColumns : kColumns / 2;  // columns it scores
+  static constexpr int kTiles = kTurns ? 8 : 4;                  // 64 values each, that it sums
+  static constexpr int kStored = 4;                              // tiles that it stores
+  static constexpr int kSlots = Shared<kColumns>::kSlots;
+  using Scores = Wgmma<kOwn>;
+  using Sums = Wgmma<kColumns>;
+
+ public:
+  __device__ MathGroup(Shared<kColumns>& shared, const Arguments& args, int group)
+      : shared_(shared),
+        args_(args),
+        group_(group),
+        half_(__shfl_sync(~0U, static_cast<int>(threadIdx.x) / kGroupThreads, 0)),
+        warp_(__shfl_sync(~0U, static_cast<int>(threadIdx.x) / 32 % kGroupWarps, 0)),
+        lane_(static_cast<int>(threadIdx.x) % 32),
+        slots_(smem_address(shared.slots)),
+        queries_(smem_address(shared.queries)) {}
+
+  __device__ void run(int part) {
+    Walk<kDeterministic> walk(args_.plan, args_.num_sequences, part);
+    uint32_t queries_parity = 0;
+    int position = 0;  // of the item's first slice in the ring
+    while (walk.next()) {
+      begin_item();
+      mbarrier_wait(&shared_.queries_full, queries_parity);
+      queries_parity ^= 1;
+      for (int page = walk.begin + (kTurns ? half_ : 0); page < walk.end; page += kTurns ? 2 : 1) {
+        place_ = RingPlace<kSlots>(position + (page - walk.begin) * kSlices);
+        scores();
+        const int valid = walk.sequence.context_len - page * kPage;
+        if (valid - kPage < walk.sequence.query_len - 1) mask(walk.sequence, page);
+        if (valid < kPage) clear_rows(valid);
+        softmax();
+        sums();
+      }
+      position = (position + (walk.end - walk.begin) * kSlices) % (2 * kSlots);
+      finish_item(walk);
+      fence_async_shared();
+      if (lane_ == 0) mbarrier_arrive(&shared_.queries_empty);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void release(int slice) {
+    if (lane_ == 0) mbarrier_arrive(&shared_.empty[(place_ + slice).slot]);
+  }
+  // Column of this thread's score s_[4 j + 2 h + c].
+  __device__ __forceinline__ int own_column(int j, int c) const {
+    return (kTurns ? 0 : half_ * kOwn) + 8 * j + 2 * (lane_ % 4) + c;
+  }
+  // Slice of a page that holds the values of its tile.
+  __device__ __forceinline__ int tile_slice(int tile) const {
+    return 1 + (kTurns ? 0 : half_ * kTiles) + tile;
+  }
+
+  __device__ void begin_item() {
+#pragma unroll
+    for (int i = 0; i < kOwn / 4; ++i) {
+      max_[i] = -INFINITY;
+      sum_[i] = 0;
+    }
+#pragma unroll
+    for (auto& tile : o_) {
+#pragma unroll
+      for (float& value : tile) value = 0;
+    }
+  }
+
+  // S^T [64 keys, own columns] = K q^T.
+  __device__ void scores() {
+    uint32_t all_queries = queries_;
+    asm volatile("" : "+r"(all_queries));  // else 36 descriptors are kept in registers
+    wgmma_fence_registers(s_);
+#pragma unroll
+    for (int k = 0; k < kSlices; ++k) {
+      const auto at = place_ + k;
+      mbarrier_wait(&shared_.full[at.slot], at.parity);
+      wgmma_fence();
+      const uint32_t keys = slots_ + at.slot * kSliceBytes;
+      const uint32_t queries = all_queries + k * kColumns * 128 + (kTurns ? 0 : half_ * kOwn * 128);
+#pragma unroll
+      for (int step = 0; step < 4; ++step) {
+        Scores::template bf16<0, 0>(s_,
+                                    wgmma_descriptor_k128(keys + step * 32),
+                                    wgmma_descriptor_k128(queries + step * 32),
+                                    k + step > 0);
+      }
+      wgmma_commit();
+    }
+    wgmma_wait<0>();
+    wgmma_fence_registers(s_);
+    release(0);
+    if constexpr (!kTurns) {
+#pragma unroll
+      for (int k = 0; k < kTiles; ++k) release(1 + (1 - half_) * kTiles + k);
+    }
+  }
+
+  // Keys past a query token's own position, or past the sequence, count for nothing.
+  __device__ void mask(const PlannedSequence& sequence, int page) {
+#pragma unroll
+    for (int j = 0; j < kOwn / 8; ++j) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const int query = (group_ * kColumns + own_column(j, c)) / args_.heads;
+        const int seen =
+            min(sequence.context_len - sequence.query_len + 1 + query, sequence.context_len);
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const int key = page * kPage + 16 * warp_ + 8 * h + lane_ / 4;
+          if (key >= seen) s_[4 * j + 2 * h + c] = -INFINITY;
+        }
+      }
+    }
+  }
+
+  // Rows past the sequence may hold anything, and 0 * NaN is not 0. Whoever still computes scores
+  // from them masks those.
+  __device__ void clear_rows(int valid) {
+    const int thread = static_cast<int>(threadIdx.x) % kGroupThreads;
+    for (int k = 0; k < kTiles; ++k) {
+      uint8_t* slice = shared_.slots[(place_ + tile_slice(k)).slot];
+      for (int i = valid * 8 + thread; i < kPage * 8; i += kGroupThreads) {
+        reinterpret_cast<uint4*>(slice)[i] = make_uint4(0, 0, 0, 0);
+      }
+    }
+  }
+
+  // s_ -> probabilities against the new maximum, in shared memory; factors for what was summed
+  // before.
+  __device__ void softmax() {
+    float* warp_values = shared_.warp_values[half_][warp_];
+#pragma unroll
+    for (int j = 0; j < kOwn / 8; ++j) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const float most = column_max(fmaxf(s_[4 * j + c], s_[4 * j + 2 + c]));
+        if (lane_ < 4) warp_values[8 * j + 2 * lane_ + c] = most;
+      }
+    }
+    // Behind it nobody reads the last page's probabilities either.
+    named_barrier(kBarrierGroup + half_, kGroupThreads);
+    if constexpr (!kTurns) turn_ ^= 1;  // the other group may still read the last page's
+#pragma unroll
+    for (int j = 0; j < kOwn / 8; ++j) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const int i = 2 * j + c;
+        float most = max_[i];
+#pragma unroll
+        for (int w = 0; w < kGroupWarps; ++w) {
+          most = fmaxf(most, shared_.warp_values[half_][w][8 * j + 2 * (lane_ % 4) + c]);
+        }
+        const float base = most == -INFINITY ? 0.0F : most;
+        decay_[i] = exp2_fast(max_[i] - base);
+        float& low = s_[4 * j + c];
+        float& high = s_[4 * j + 2 + c];
+        low = exp2_fast(low - base);
+        high = exp2_fast(high - base);
+        sum_[i] = sum_[i] * decay_[i] + (low + high);
+        max_[i] = most;
+        if (!kTurns && warp_ == 0 && lane_ < 4) {
+          shared_.factors[turn_][own_column(j, c)] = decay_[i];
+        }
+      }
+      // Keys 16 warp .. + 15 of eight columns: two chunks of eight keys in each column's row.
+      const int row = lane_ % 8;
+      const int column = (kTurns ? 0 : half_ * kOwn) + 8 * j + row;
+      const int chunk = 2 * warp_ + lane_ / 8 % 2;
+      stmatrix_x2_trans(probabilities() + column * 128 + ((chunk ^ row) * 16),
+                        pack_bf16(s_[4 * j], s_[4 * j + 1]),
+                        pack_bf16(s_[4 * j + 2], s_[4 * j + 3]));
+    }
+    fence_async_shared();
+    if constexpr (kTurns) {
+      named_barrier(kBarrierGroup + half_, kGroupThreads);
+      scale_sums(decay_);
+    } else {
+      named_barrier(kBarrierAll, kMathThreads);
+      scale_sums_shared(shared_.factors[turn_]);
+    }
+  }
+  __device__ __forceinline__ uint32_t probabilities() const {
+    return smem_address(shared_.probabilities[kTurns ? half_ : turn_]);
+  }
+
+  // By a factor a column, of all columns in shared memory or of this thread's.
+  __device__ __forceinline__ void scale_sums_shared(const float* factors) {
+    float own[kColumns / 4];
+#pragma unroll
+    for (int i = 0; i < kColumns / 4; ++i) own[i] = factors[8 * (i / 2) + 2 * (lane_ % 4) + i % 2];
+    scale_sums(own);
+  }
+  __device__ __forceinline__ void scale_sums(const float (&factors)[kColumns / 4]) {
+    bool any = false;
+#pragma unroll
+    for (int i = 0; i < kColumns / 4; ++i) any |= factors[i] != 1.0F;
+    if (!__any_sync(~0U, any)) return;
+#pragma unroll
+    for (auto& tile : o_) {
+#pragma unroll
+      for (int i = 0; i < kColumns / 2; ++i) tile[i] *= factors[i / 4 * 2 + i % 2];
+    }
+  }
+
+  // O^T [own values, columns] += K^T P^T.
+  __device__ void sums() {
+#pragma unroll
+    for (auto& tile : o_) wgmma_fence_registers(tile);
+    wgmma_fence();
+    const uint32_t p = probabilities();
+#pragma unroll
+    for (int k = 0; k < kTiles; ++k) {
+      const uint32_t values = slots_ + (place_ + tile_slice(k)).slot * kSliceBytes;
+#pragma unroll
+      for (int step = 0; step < 4; ++step) {  // 16 keys each
+        Sums::template bf16<1, 0>(o_[k],
+                                  wgmma_descriptor(values + step * 2048, 1024, 1024, 1),
+                                  wgmma_descriptor_k128(p + step * 32),
+                                  1);
+      }
+    }
+    wgmma_commit();
+    wgmma_wait<0>();
+#pragma unroll
+    for (auto& tile : o_) wgmma_fence_registers(tile);
+#pragma unroll
+    for (int k = 0; k < kTiles; ++k) release(tile_slice(k));
+  }
+
+  // ---- reduce and store ------------------------------------------------------------------------
+
+  // Divides the sums by their columns' weights; `lse` gets a column's log2-sum-exp where not null.
+  __device__ void finish_item(const Walk<kDeterministic>& walk) {
+    const int64_t row = (static_cast<int64_t>(walk.slot) * args_.groups + group_) * kColumns;
+#pragma unroll
+    for (int i = 0; i < kOwn / 4; ++i) {
+      const float sum = column_sum(sum_[i]);
+      if (lane_ < 4) shared_.warp_values[half_][warp_][8 * (i / 2) + 2 * lane_ + i % 2] = sum;
+    }
+    named_barrier(kBarrierGroup + half_, kGroupThreads);
+    if (warp_ == 0 && lane_ < 4) {
+#pragma unroll
+      for (int i = 0; i < kOwn / 4; ++i) {
+        const int own = 8 * (i / 2) + 2 * lane_ + i % 2;
+        float sum = 0;
+        for (int w = 0; w < kGroupWarps; ++w) sum += shared_.warp_values[half_][w][own];
+        if constexpr (kTurns) {
+          shared_.group_max[half_][own] = max_[i];
+          shared_.group_sum[half_][own] = sum;
+        } else {
+          shared_.factors[turn_ ^ 1][half_ * kOwn + own] = sum > 0 ? 1.0F / sum : 0.0F;
+          if (walk.slot >= 0) args_.out.lse[row + half_ * kOwn + own] = max_[i] + log2f(sum);
+        }
+      }
+    }
+    named_barrier(kBarrierAll, kMathThreads);
+    if constexpr (kTurns) {
+      meet(walk.slot >= 0 ? args_.out.lse + row : nullptr);
+    } else {
+      turn_ ^= 1;
+      scale_sums_shared(shared_.factors[turn_]);
+    }
+    const int columns = min(walk.sequence.query_len * args_.heads - group_ * kColumns, kColumns);
+    const int64_t whole =
+        static_cast<int64_t>(walk.sequence.query_begin) * args_.heads + group_ * kColumns;
+    auto* latent = static_cast<__nv_bfloat16*>(args_.out.latent);
+#pragma unroll
+    for (int i = 0; i < kColumns / 2; ++i) {
+      const int column = 8 * (i / 4) + 2 * (lane_ % 4) + i % 2;
+      if (column >= columns) continue;
+#pragma unroll
+      for (int k = 0; k < kStored; ++k) {
+        const int value =
+            (half_ * kStored + k) * kSliceCols + 16 * warp_ + 8 * (i / 2 % 2) + lane_ / 4;
+        if (walk.slot >= 0) {
+          args_.out.partial[(row + column) * kLatent + value] = o_[k][i];
+        } else {
+          latent[(whole + column) * kLatent + value] = __float2bfloat16(o_[k][i]);
+        }
+      }
+    }
+  }
+
+  // The groups' sums become one: tiles 0..3 in the first group, 4..7 in the second, there moved to
+  // the front. The exchange goes through the queries' place: the item is done with them.
+  __device__ void meet(float* lse) {
+    float factors[kColumns / 4];
+#pragma unroll
+    for (int i = 0; i < kColumns / 4; ++i) {
+      const int column = own_column(i / 2, i % 2);
+      const float other_max = shared_.group_max[1 - half_][column];
+      const float most = fmaxf(max_[i], other_max);
+      const float base = most == -INFINITY ? 0.0F : most;
+      const float own_factor = exp2_fast(max_[i] - base);
+      const float other_factor = exp2_fast(other_max - base);
+      const float own_sum = shared_.group_sum[half_][column] * own_factor;
+      const float other_sum = shared_.group_sum[1 - half_][column] * other_factor;
+      const float sum = own_sum + other_sum;
+      factors[i] = sum > 0 ? own_factor / sum : 0.0F;
+      if (lse != nullptr && half_ == 0 && warp_ == 0 && lane_ < 4) lse[column] = most + log2f(sum);
+    }
+    scale_sums(factors);
+    static_assert(sizeof(Shared<kColumns>::queries) >= kStored * kColumns / 2 * kGroupThreads * 4);
+    auto* staged = reinterpret_cast<float4*>(shared_.queries) + threadIdx.x % kGroupThreads;
+    if (half_ == 1) give(staged, 0);
+    named_barrier(kBarrierAll, kMathThreads);
+    if (half_ == 0) take(staged, 0);
+    named_barrier(kBarrierAll, kMathThreads);
+    if (half_ == 0) give(staged, kStored);
+    named_barrier(kBarrierAll, kMathThreads);
+    if (half_ == 1) take(staged, kTiles - kStored);
+  }
+  __device__ __forceinline__ void give(float4* staged, int first) const {
+#pragma unroll
+    for (int k = 0; k < kStored; ++k) {
+#pragma unroll
+      for (int i = 0; i < kColumns / 8; ++i) {
+        const float* v = o_[(first + k) % kTiles] + 4 * i;
+        staged[(k * kColumns / 8 + i) * kGroupThreads] = make_float4(v[0], v[1], v[2], v[3]);
+      }
+    }
+  }
+  // o_[k] = o_[first + k] + the other group's.
+  __device__ __forceinline__ void take(const float4* staged, int first) {
+#pragma unroll
+    for (int k = 0; k < kStored; ++k) {
+#pragma unroll
+      for (int i = 0; i < kColumns / 8; ++i) {
+        const float4 other = staged[(k * kColumns / 8 + i) * kGroupThreads];
+        const float* own = o_[first + k] + 4 * i;
+        float* to = o_[k] + 4 * i;
+        to[0] = own[0] + other.x;
+        to[1] = own[1] + other.y;
+        to[2] = own[2] + other.z;
+        to[3] = own[3] + other.w;
+      }
+    }
+  }
+
+  Shared<kColumns>& shared_;
+  const Arguments& args_;
+  const int group_;
+  const int half_;
+  const int warp_;
+  const int lane_;
+  const uint32_t slots_;
+  const uint32_t queries_;
+  RingPlace<kSlots> place_{0};
+  int turn_ = 0;  // which probabilities and factors, where both groups work on a page
+  float s_[kOwn / 2];
+  float max_[kOwn / 4];
+  float sum_[kOwn / 4];  // of this thread's keys
+  float decay_[kOwn / 4];
+  float o_[kTiles][kColumns / 2];
+};
+
+#endif  // R1D_SM90
+
+template <int kColumns, bool kDeterministic>
+__global__ void __launch_bounds__(threads_of(kColumns), 1)
+    decode_kernel(const __grid_constant__ CUtensorMap query_map,
+                  const __grid_constant__ CUtensorMap cache_map,
+                  const __grid_constant__ Arguments args) {
+#ifdef R1D_SM90
+  extern __shared__ uint8_t raw[];
+  auto& shared =
+      *reinterpret_cast<Shared<kColumns>*>(raw + (1024 - smem_address(raw) % 1024) % 1024);
+  const int part = static_cast<int>(blockIdx.x) / args.groups;
+  const int group = static_cast<int>(blockIdx.x) % args.groups;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  if (threadIdx.x == kMathThreads) {
+    tensor_prefetch_map(&cache_map);
+    tensor_prefetch_map(&query_map);
+    for (int i = 0; i < Shared<kColumns>::kSlots; ++i) {
+      mbarrier_init(&shared.full[i], 1);
+      mbarrier_init(&shared.empty[i], takes_turns(kColumns) ? kGroupWarps : 2 * kGroupWarps);
+    }
+    mbarrier_init(&shared.queries_full, 1);
+    mbarrier_init(&shared.queries_empty, 2 * kGroupWarps);
+    mbarrier_init_fence();
+  }
+  __syncthreads();
+  if (warp < kMathThreads / 32) {
+    if constexpr (moves_registers(kColumns)) registers_raise<232>();
+    grid_dependency_wait();
+    grid_launch_dependents();
+    MathGroup<kColumns, kDeterministic>(shared, args, group).run(part);
+    return;
+  }
+  if constexpr (moves_registers(kColumns)) registers_lower<40>();
+  if (warp == kMathThreads / 32) {
+    // Cache and plan were complete before the kernel ahead of us passed its own wait.
+    load_cache<kColumns, kDeterministic>(shared, cache_map, args, part);
+  } else if (threadIdx.x == kMathThreads + 32) {
+    grid_dependency_wait();
+    load_queries<kColumns, kDeterministic>(shared, query_map, args, part, group);
+  }
+#endif
+}
+
+template <int kColumns>
+cudaError_t launch_decode(const CUtensorMap& query_map,
+                          const CUtensorMap& cache_map,
+                          const Arguments& args,
+                          const MlaShape& shape,
+                          const Launch& launch) {
+  const Grid grid{.blocks = dim3(static_cast<unsigned>(tiling(shape).parts * args.groups)),
+                  .threads = dim3(threads_of(kColumns)),
+                  .shared_bytes = sizeof(Shared<kColumns>) + 1024};
+  static_assert(sizeof(Shared<kColumns>) + 1024 <= 232448, "a block's shared memory");
+  return enqueue(
+      shape.deterministic ? decode_kernel<kColumns, true> : decode_kernel<kColumns, false>,
+      grid,
+      launch,
+      query_map,
+      cache_map,
+      args);
+}
+
+}  // namespace
+}  // namespace mla
+
+bool mla_decode_serves(const MlaDims& dims) {
+  return dims.latent == mla::kLatent && dims.rope == mla::kRope && dims.nope == mla::kNope &&
+         dims.value == mla::kValue && dims.heads >= 8 && dims.heads <= 128 && dims.heads % 8 == 0 &&
+         (dims.block_size == 16 || dims.block_size == 32 || dims.block_size == 64);
+}
+
+size_t mla_workspace_bytes(const MlaShape& shape) {
+  return mla::workspace_view(nullptr, shape).bytes;
+}
+
+cudaError_t mla_decode(const void* q_latent,
+                       const LatentCache& cache,
+                       int64_t num_blocks,
+                       const StepSequences& sequences,
+                       const MlaShape& shape,
+                       const void* plan,
+                       void* workspace,
+                       const Launch& launch) {
+  if (shape.num_tokens == 0 || shape.num_sequences == 0) return cudaSuccess;
+  const MlaDims dims{.heads = shape.heads, .block_size = cache.block_size};
+  if (!mla_decode_serves(dims) || cache.width != mla::kRow || shape.max_query_len < 1 ||
+      shape.max_query_len > mla::kMaxQuery) {
+    return cudaErrorInvalidValue;
+  }
+  const mla::Tiling tiling = mla::tiling(shape);
+  CUtensorMap query_map;
+  cudaError_t error = encode_2d({.data = q_latent,
+                                 .rows = int64_t{shape.num_tokens} * shape.heads,
+                                 .cols = mla::kRow,
+                                 .box_rows = tiling.columns,
+                                 .box_cols = mla::kSliceCols},
+                                &query_map);
+  if (error != cudaSuccess) return error;
+  CUtensorMap cache_map;
+  error = encode_2d({.data = cache.data,
+                     .rows = num_blocks * cache.block_size,
+                     .cols = mla::kRow,
+                     .box_rows = cache.block_size,
+                     .box_cols = mla::kSliceCols},
+                    &cache_map);
+  if (error != cudaSuccess) return error;
+  const mla::Arguments args{.plan = mla::plan_view(plan, shape),
+                            .block_ids = sequences.block_ids,
+                            .num_sequences = shape.num_sequences,
+                            .groups = tiling.groups,
+                            .heads = shape.heads,
+                            .block_size = cache.block_size,
+                            .out = mla::workspace_view(workspace, shape)};
+  switch (tiling.columns) {
+    case 16:
+      return mla::launch_decode<16>(query_map, cache_map, args, shape, launch);
+    case 32:
+      return mla::launch_decode<32>(query_map, cache_map, args, shape, launch);
+    default:
+      return mla::launch_decode<64>(query_map, cache_map, args, shape, launch);
+  }
+}
+
+cudaError_t mla_attend(const void* q,
+                       const MlaWeights& weights,
+                       const LatentCache& cache,
+                       int64_t num_blocks,
+                       const MlaStep& step,
+                       void* attention,
+                       const Launch& launch) {
+  cudaError_t error = mla_absorb_queries(
+      q, weights, step.rope, step.softmax_scale, step.shape, step.q_latent, launch);
+  if (error != cudaSuccess) return error;
+  error = mla_decode(step.q_latent,
+                     cache,
+                     num_blocks,
+                     step.sequences,
+                     step.shape,
+                     step.plan,
+                     step.workspace,
+                     launch);
+  if (error != cudaSuccess) return error;
+  return mla_expand_values(step.workspace, weights, step.shape, step.plan, attention, launch);
+}
+
+}  // namespace r1d::kernels

@@ -1,0 +1,343 @@
+// SPDX-License-Identifier: Apache-2.0
+// One rank's decode and prefill steps on a GPU, without a server: what a step takes, where its time
+// goes, and how far that is from what the memory and the tensor cores allow.
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include <fmt/core.h>
+
+#include "r1d/base/random.h"
+#include "r1d/base/status.h"
+#include "r1d/checkpoint/shard_plan.h"
+#include "r1d/checkpoint/weight_source.h"
+#include "r1d/device/gpu_info.h"
+#include "r1d/model/deepseek_v3.h"
+#include "r1d/ops/cuda_ops.h"
+
+#include "cli/commands.h"
+#include "cli/progress_bar.h"
+
+namespace r1d::cli {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+// FP8 tensor cores of an H200 as measured at 8192^3 under its power limit; kinds whose flops bind
+// are all FP8 but attention.
+constexpr double kFlops = 1.278e15;
+
+// Host arrays of a step and the views of them that StepInputs borrows.
+struct StepArrays {
+  std::vector<TokenId> ids;
+  std::vector<int32_t> positions;
+  std::vector<BlockId> blocks;
+  std::vector<ops::SequenceSpan> sequences;
+  std::vector<int32_t> logit_rows;
+
+  [[nodiscard]] ops::StepInputs inputs() const {
+    return {
+        .token_ids = ids, .positions = positions, .sequences = sequences, .logit_rows = logit_rows};
+  }
+};
+
+// `batch` sequences of `query` new tokens at the end of `context` tokens, each with its own blocks.
+StepArrays make_step(int32_t batch,
+                     int32_t query,
+                     int32_t context,
+                     int32_t block_size,
+                     int64_t vocab,
+                     uint64_t seed) {
+  StepArrays step;
+  const int32_t blocks_each = (context + block_size - 1) / block_size;
+  step.blocks.resize(static_cast<size_t>(batch) * static_cast<size_t>(blocks_each));
+  for (size_t i = 0; i < step.blocks.size(); ++i) step.blocks[i] = static_cast<BlockId>(i);
+  for (int32_t s = 0; s < batch; ++s) {
+    step.sequences.push_back({.query_begin = s * query,
+                              .query_len = query,
+                              .context_len = context,
+                              .block_table = std::span(step.blocks)
+                                                 .subspan(static_cast<size_t>(s * blocks_each),
+                                                          static_cast<size_t>(blocks_each))});
+    for (int32_t i = 0; i < query; ++i) {
+      const auto draw = base::random_bits(seed, static_cast<uint64_t>(step.ids.size()));
+      step.ids.push_back(static_cast<TokenId>(draw % static_cast<uint64_t>(vocab)));
+      step.positions.push_back(context - query + i);
+    }
+    step.logit_rows.push_back(s * query + query - 1);
+  }
+  return step;
+}
+
+class OfflineBench {
+ public:
+  explicit OfflineBench(const BenchOfflineOptions& options) : options_(options) {}
+
+  absl::Status run() {
+    R1D_RETURN_IF_ERROR(open());
+    R1D_RETURN_IF_ERROR(load());
+    R1D_ASSIGN_OR_RETURN(bandwidth_, probe_->read_bandwidth(size_t{1} << 30));
+    fmt::print("read bandwidth, 1 GiB: {:.2f} TB/s\n", bandwidth_ * 1e-12);
+    for (const auto& [batch, context] : options_.decode)
+      R1D_RETURN_IF_ERROR(decode(batch, context));
+    for (const int32_t tokens : options_.prefill) R1D_RETURN_IF_ERROR(prefill(tokens));
+    return absl::OkStatus();
+  }
+
+ private:
+  absl::Status open() {
+    R1D_ASSIGN_OR_RETURN(const auto config, checkpoint::ModelConfig::load(options_.model_config));
+    source_ = checkpoint::make_dummy_source(config, 1);
+    R1D_ASSIGN_OR_RETURN(
+        shard_,
+        checkpoint::make_rank_shard(
+            config, options_.rank, options_.world_size, checkpoint::ExpertSplit::kTensor));
+    const ops::ModelDims dims = model::make_dims(config, shard_);
+    int32_t longest = 1;
+    int32_t most_tokens = 256;
+    int32_t most_sequences = 1;
+    for (const auto& [batch, context] : options_.decode) {
+      longest = std::max(longest, context);
+      most_sequences = std::max(most_sequences, batch);
+      blocks_ = std::max(blocks_, int64_t{batch} * ((context + kBlockSize - 1) / kBlockSize));
+    }
+    for (const int32_t tokens : options_.prefill) {
+      longest = std::max(longest, tokens);
+      most_tokens = std::max(most_tokens, tokens);
+      blocks_ = std::max<int64_t>(blocks_, (tokens + kBlockSize - 1) / kBlockSize);
+    }
+    R1D_ASSIGN_OR_RETURN(ops_,
+                         ops::make_cuda_ops(dims,
+                                            {.device = 0,
+                                             .max_tokens = most_tokens,
+                                             .max_sequences = most_sequences,
+                                             .max_model_len = longest,
+                                             .block_size = kBlockSize,
+                                             .deterministic = options_.deterministic}));
+    probe_ = ops::cuda_probe(*ops_);
+    max_tokens_ = most_tokens;
+    return ops_->attach();
+  }
+
+  absl::Status load() {
+    const auto start = Clock::now();
+    R1D_ASSIGN_OR_RETURN(const int64_t total, model::rank_weight_bytes(*source_, shard_, false));
+    int64_t done = 0;
+    {
+      ProgressBar bar("weights");
+      R1D_ASSIGN_OR_RETURN(
+          model_,
+          model::DeepSeekV3::load(*source_, shard_, *ops_, max_tokens_, false, [&](int64_t bytes) {
+            done += bytes;
+            bar.update(static_cast<double>(done) / static_cast<double>(total));
+            return absl::OkStatus();
+          }));
+    }
+    R1D_RETURN_IF_ERROR(take_pages());
+    fmt::print(
+        "{}; {} rank {} of {}: {:.1f} GB of dummy weights, {:.1f} GB of latent cache, {:.1f} s\n",
+        device::describe_gpus(),
+        options_.model_config,
+        options_.rank,
+        options_.world_size,
+        static_cast<double>(total) * 1e-9,
+        static_cast<double>(blocks_ * kBlockSize * source_->config().latent_width() * 2 *
+                            source_->config().num_hidden_layers) *
+            1e-9,
+        seconds_since(start));
+    return absl::OkStatus();
+  }
+
+  // Latents of unit size: attention over zeros would be a cheaper problem than a real one.
+  absl::Status take_pages() {
+    const checkpoint::ModelConfig& config = source_->config();
+    const int64_t rows = blocks_ * kBlockSize;
+    const int64_t width = config.latent_width();
+    for (int32_t layer = 0; layer < config.num_hidden_layers; ++layer) {
+      R1D_ASSIGN_OR_RETURN(auto buffer,
+                           ops_->allocate(static_cast<size_t>(rows * width * 2), "latent cache"));
+      R1D_ASSIGN_OR_RETURN(const bool filled,
+                           ops_->fill(buffer->data(),
+                                      {.key = static_cast<uint64_t>(layer) + 1,
+                                       .center = 0,
+                                       .amplitude = 1.7F,
+                                       .dtype = DType::kBF16,
+                                       .row_begin = 0,
+                                       .row_end = rows,
+                                       .col_begin = 0,
+                                       .col_end = width}));
+      static_cast<void>(filled);
+      pages_.push_back({.data = buffer->data(),
+                        .dtype = DType::kBF16,
+                        .num_blocks = blocks_,
+                        .block_size = kBlockSize,
+                        .width = width});
+      buffers_.push_back(std::move(buffer));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status forward(const StepArrays& step) {
+    return model_->forward(step.inputs(), pages_, nullptr, layers_done_);
+  }
+
+  // Median device time of a step, after the runs that load and record it.
+  absl::StatusOr<double> time_step(const StepArrays& step, int repeats) {
+    for (int i = 0; i < 2; ++i) R1D_RETURN_IF_ERROR(forward(step));
+    std::vector<double> micros;
+    for (int i = 0; i < repeats; ++i) {
+      R1D_RETURN_IF_ERROR(forward(step));
+      R1D_ASSIGN_OR_RETURN(const double time, probe_->last_step_micros());
+      micros.push_back(time);
+    }
+    return median(std::move(micros));
+  }
+
+  absl::Status decode(int32_t batch, int32_t context) {
+    const StepArrays step =
+        make_step(batch, 1, context, kBlockSize, source_->config().vocab_size, 7);
+    R1D_ASSIGN_OR_RETURN(const double micros, time_step(step, options_.repeats));
+    const int64_t nodes = probe_->graph_nodes();
+    const auto host_start = Clock::now();
+    for (int i = 0; i < 5; ++i) R1D_RETURN_IF_ERROR(forward(step));
+    const double wall = seconds_since(host_start) / 5 * 1e6;
+    R1D_ASSIGN_OR_RETURN(const int32_t active, probe_->active_experts());
+    const auto costs = probe_->costs();
+    fmt::print(
+        "\ndecode, batch {} at context {}: {:.3f} ms a step ({:.3f} ms with the host's part), {} "
+        "graph nodes, {} "
+        "experts active in the last layer (uniform: {:.1f})\n",
+        batch,
+        context,
+        micros * 1e-3,
+        wall * 1e-3,
+        nodes,
+        active,
+        uniform_active(batch));
+    print_summary(costs, micros, batch);
+    return options_.per_op ? print_kinds(step, costs, micros) : absl::OkStatus();
+  }
+
+  absl::Status prefill(int32_t tokens) {
+    const StepArrays step =
+        make_step(1, tokens, tokens, kBlockSize, source_->config().vocab_size, 9);
+    R1D_ASSIGN_OR_RETURN(const double micros, time_step(step, std::min(options_.repeats, 5)));
+    const auto costs = probe_->costs();
+    fmt::print("\nprefill, one chunk of {} tokens: {:.1f} ms, {:.0f} tokens/s\n",
+               tokens,
+               micros * 1e-3,
+               tokens / micros * 1e6);
+    print_summary(costs, micros, 1);
+    return options_.per_op ? print_kinds(step, costs, micros) : absl::OkStatus();
+  }
+
+  [[nodiscard]] double uniform_active(int32_t tokens) const {
+    const checkpoint::ModelConfig& config = source_->config();
+    const double share = static_cast<double>(config.num_experts_per_tok) / config.n_routed_experts;
+    return config.n_routed_experts * (1 - std::pow(1 - share, tokens));
+  }
+
+  [[nodiscard]] double floor_micros(const ops::KernelCost& cost) const {
+    return std::max(cost.bytes / bandwidth_, cost.flops / kFlops) * 1e6;
+  }
+
+  void print_summary(const std::vector<ops::KernelCost>& costs,
+                     double micros,
+                     int32_t batch) const {
+    double bytes = 0;
+    double floor = 0;
+    for (const ops::KernelCost& cost : costs) {
+      bytes += cost.bytes;
+      floor += floor_micros(cost);
+    }
+    const int32_t collectives = 2 * source_->config().num_hidden_layers + 1;
+    fmt::print(
+        "  {:.2f} GB due, floor {:.3f} ms ({:.0f} % of it reached), {:.2f} TB/s = {:.0f} % of the "
+        "read bandwidth\n",
+        bytes * 1e-9,
+        floor * 1e-3,
+        100 * floor / micros,
+        bytes / micros * 1e-6,
+        100 * bytes / micros * 1e6 / bandwidth_);
+    if (options_.collective_us > 0) {
+      const double whole = micros + collectives * options_.collective_us;
+      fmt::print("  with {} collectives of {} us: {:.3f} ms, {:.0f} tokens/s\n",
+                 collectives,
+                 options_.collective_us,
+                 whole * 1e-3,
+                 batch / whole * 1e6);
+    }
+  }
+
+  // Each kind alone, all its calls of the step in one graph.
+  absl::Status print_kinds(const StepArrays& step,
+                           const std::vector<ops::KernelCost>& costs,
+                           double whole) {
+    fmt::print("  {:<14} {:>6} {:>10} {:>9} {:>9} {:>9} {:>8} {:>7}\n",
+               "kind",
+               "calls",
+               "us a step",
+               "us each",
+               "MB each",
+               "floor us",
+               "GB/s",
+               "share");
+    double sum = 0;
+    for (const ops::KernelCost& cost : costs) {
+      probe_->only(&cost.name);
+      R1D_ASSIGN_OR_RETURN(const double micros, time_step(step, std::min(options_.repeats, 9)));
+      sum += micros;
+      const auto calls = static_cast<double>(cost.calls);
+      fmt::print("  {:<14} {:>6} {:>10.1f} {:>9.2f} {:>9.2f} {:>9.2f} {:>8.0f} {:>6.0f}%\n",
+                 cost.name,
+                 cost.calls,
+                 micros,
+                 micros / calls,
+                 cost.bytes / calls * 1e-6,
+                 floor_micros(cost) / calls,
+                 cost.bytes / micros * 1e-3,
+                 100 * cost.bytes / micros * 1e6 / bandwidth_);
+    }
+    probe_->only(nullptr);
+    fmt::print("  sum of the kinds alone {:.1f} us; the step overlaps {:.1f} us of it\n",
+               sum,
+               sum - whole);
+    return absl::OkStatus();
+  }
+
+  static constexpr int32_t kBlockSize = 64;
+  const BenchOfflineOptions& options_;
+  std::unique_ptr<checkpoint::WeightSource> source_;
+  checkpoint::RankShard shard_;
+  std::unique_ptr<ops::Ops> ops_;  // outlives what stands on its device
+  ops::CudaProbe* probe_ = nullptr;
+  std::unique_ptr<model::DeepSeekV3> model_;
+  std::vector<std::unique_ptr<ops::Buffer>> buffers_;
+  std::vector<ops::LatentPages> pages_;
+  std::atomic<uint64_t> layers_done_{0};
+  int64_t blocks_ = 1;
+  int32_t max_tokens_ = 0;
+  double bandwidth_ = 1;
+};
+
+}  // namespace
+
+absl::Status bench_offline(const BenchOfflineOptions& options) {
+  return OfflineBench(options).run();
+}
+
+}  // namespace r1d::cli

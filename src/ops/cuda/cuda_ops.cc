@@ -1,0 +1,510 @@
+// SPDX-License-Identifier: Apache-2.0
+// The Ops object of one GPU: norms, embedding, logits, steps and graphs; attention.h and
+// feed_forward.h hold the blocks.
+#include "r1d/ops/cuda_ops.h"
+
+#include <algorithm>
+#include <array>
+#include <map>
+#include <optional>
+#include <utility>
+
+#include "r1d/base/check.h"
+#include "r1d/base/status.h"
+#include "r1d/device/cuda.h"
+#include "r1d/device/gpu_info.h"
+
+#include "kernels/bandwidth/bandwidth.h"
+#include "kernels/embed/embed.h"
+#include "kernels/norm/norm.h"
+#include "kernels/random_fill/random_fill.h"
+#include "kernels/rope/rope.h"
+#include "ops/cuda/arena.h"
+#include "ops/cuda/attention.h"
+#include "ops/cuda/feed_forward.h"
+#include "ops/cuda/launches.h"
+#include "ops/cuda/linear.h"
+#include "ops/cuda/prepared.h"
+#include "ops/cuda/sampler.h"
+#include "ops/cuda/step.h"
+
+namespace r1d::ops {
+namespace cuda {
+namespace {
+
+using kernels::Launch;
+
+// Batch sizes that decode graphs are recorded for; a step takes the next larger one. Fine steps
+// where a padding row costs most of a percent, coarse ones where it does not.
+constexpr std::array<int32_t, 15> kBuckets = {
+    1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256};
+
+class CudaBuffer final : public Buffer {
+ public:
+  explicit CudaBuffer(device::DeviceMemory memory) : memory_(std::move(memory)) {}
+  [[nodiscard]] std::byte* data() override { return memory_.data(); }
+  [[nodiscard]] size_t size() const override { return memory_.size(); }
+
+ private:
+  device::DeviceMemory memory_;
+};
+
+__nv_bfloat16* bf16(const Tensor& tensor) {
+  R1D_CHECK(tensor.dtype == DType::kBF16);
+  return static_cast<__nv_bfloat16*>(tensor.data);
+}
+
+class CudaOps final : public Ops, public CudaProbe {
+ public:
+  CudaOps(const ModelDims& dims, const CudaOptions& options, const device::GpuInfo& gpu)
+      : dims_(dims),
+        options_(options),
+        gpu_(gpu),
+        sm90_(gpu.compute_major == 9 && gpu.compute_minor == 0),
+        r1_heads_(sm90_ && has_r1_heads(dims, options.block_size)),
+        launches_(stream_, /*dependent=*/sm90_),
+        step_(dims_, options_, r1_heads_),
+        linear_({.capability = 10 * gpu.compute_major + gpu.compute_minor,
+                 .deterministic = options.deterministic},
+                stream_,
+                launches_,
+                blas_),
+        attention_(dims_, options_, gpu.num_multiprocessors, r1_heads_, step_, linear_, launches_),
+        feed_forward_(dims_, options_, sm90_ ? 90 : 80, linear_, launches_),
+        sampler_(static_cast<int32_t>(max_rows()),
+                 static_cast<int32_t>(dims_.vocab_size),
+                 10 * gpu.compute_major + gpu.compute_minor,
+                 gpu.num_multiprocessors) {}
+
+  // Bytes of all workspaces; with memory behind it, places them.
+  size_t layout(std::byte* base) {
+    Arena arena(base);
+    const int64_t tokens = max_tokens();
+    step_.layout(arena);
+    attention_.layout(arena);
+    feed_forward_.layout(arena);
+    const int64_t widest = std::max<int64_t>({dims_.hidden_size,
+                                              dims_.num_heads * dims_.v_head_dim,
+                                              dims_.max_intermediate,
+                                              dims_.q_lora_rank});
+    sampler_.layout(arena);
+    linear_.layout(arena, tokens, (widest + 127) / 128 * 128);
+    if (dims_.hidden_size % 128 == 0) normed_ = arena.take_quantized(tokens, dims_.hidden_size);
+    logits_ = arena.take<float>(max_rows() * dims_.vocab_size);
+    head_rows_ = arena.take<__nv_bfloat16>(max_rows() * dims_.hidden_size);
+    inv_freq_ = arena.take<float>(static_cast<int64_t>(dims_.rope_inv_freq.size()));
+    return arena.used();
+  }
+
+  [[nodiscard]] absl::Status attach() override {
+    R1D_RETURN_IF_ERROR(device::use_device(options_.device));
+    R1D_ASSIGN_OR_RETURN(stream_, device::Stream::create());
+    R1D_ASSIGN_OR_RETURN(blas_, device::BlasLt::create());
+    R1D_ASSIGN_OR_RETURN(begin_, device::Event::create());
+    R1D_ASSIGN_OR_RETURN(end_, device::Event::create());
+    R1D_RETURN_IF_ERROR(step_.create());
+    R1D_RETURN_IF_ERROR(sampler_.create());
+    R1D_ASSIGN_OR_RETURN(workspace_,
+                         device::DeviceMemory::allocate(layout(nullptr), "workspaces of a step"));
+    layout(workspace_.data());
+    R1D_RETURN_IF_ERROR(stream_.copy_in(
+        inv_freq_, dims_.rope_inv_freq.data(), dims_.rope_inv_freq.size() * sizeof(float)));
+    preparer_.emplace(dims_, options_.block_size, sm90_, stream_);
+    return stream_.synchronize();
+  }
+
+  [[nodiscard]] DType activation_dtype() const override { return DType::kBF16; }
+
+  [[nodiscard]] absl::StatusOr<std::unique_ptr<Buffer>> allocate(size_t bytes,
+                                                                 const std::string& what) override {
+    R1D_ASSIGN_OR_RETURN(auto memory, device::DeviceMemory::allocate(bytes, what));
+    return std::make_unique<CudaBuffer>(std::move(memory));
+  }
+
+  [[nodiscard]] absl::Status upload(std::byte* device, std::span<const std::byte> host) override {
+    R1D_RETURN_IF_ERROR(stream_.copy_in(device, host.data(), host.size()));
+    return stream_.synchronize();
+  }
+
+  [[nodiscard]] bool host_addressable() const override { return false; }
+
+  [[nodiscard]] absl::StatusOr<bool> fill(std::byte* device, const SeededValues& values) override {
+    R1D_CUDA_TRY(kernels::random_fill({.key = values.key,
+                                       .center = values.center,
+                                       .amplitude = values.amplitude,
+                                       .dtype = values.dtype,
+                                       .row_begin = values.row_begin,
+                                       .row_end = values.row_end,
+                                       .col_begin = values.col_begin,
+                                       .col_end = values.col_end},
+                                      device,
+                                      {.stream = stream_.get()}));
+    return true;
+  }
+
+  [[nodiscard]] absl::Status prepare(AttentionWeights& weights) override {
+    R1D_ASSIGN_OR_RETURN(auto prepared, preparer_->attention(weights));
+    weights.prepared = static_cast<int32_t>(attentions_.size());
+    attentions_.push_back(std::move(prepared));
+    return absl::OkStatus();
+  }
+  [[nodiscard]] absl::Status prepare(MlpWeights& weights) override {
+    R1D_ASSIGN_OR_RETURN(auto prepared, preparer_->mlp(weights));
+    weights.prepared = static_cast<int32_t>(mlps_.size());
+    mlps_.push_back(std::move(prepared));
+    return absl::OkStatus();
+  }
+  [[nodiscard]] absl::Status prepare(MoeWeights& weights) override {
+    R1D_ASSIGN_OR_RETURN(auto prepared, preparer_->moe(weights));
+    weights.prepared = static_cast<int32_t>(moes_.size());
+    moes_.push_back(std::move(prepared));
+    return absl::OkStatus();
+  }
+
+  [[nodiscard]] std::vector<int32_t> batch_sizes_to_warm() const override {
+    std::vector<int32_t> sizes;
+    for (const int32_t size : kBuckets) {
+      if (!sizes.empty() && sizes.back() >= options_.max_sequences) break;
+      sizes.push_back(std::min(size, options_.max_sequences));
+    }
+    return sizes;
+  }
+
+  [[nodiscard]] absl::Status begin_step(const StepInputs& inputs) override {
+    if (preparer_) {
+      R1D_RETURN_IF_ERROR(stream_.synchronize());
+      preparer_.reset();  // no weights come after the first step: its scratch memory goes back
+    }
+    const int32_t bucket = bucket_of(inputs);
+    num_tokens_ = static_cast<int64_t>(inputs.token_ids.size());
+    num_logit_rows_ = static_cast<int64_t>(inputs.logit_rows.size());
+    logits_target_ = nullptr;
+    sample_ = inputs.sample;
+    normed_of_ = nullptr;
+    R1D_RETURN_IF_ERROR(step_.begin(inputs, bucket, stream_));
+    R1D_RETURN_IF_ERROR(begin_.record(stream_));
+    R1D_RETURN_IF_ERROR(choose_mode(bucket));
+    if (mode_ == Mode::kReplay) return absl::OkStatus();
+    launches_.start_step();
+    const kernels::BeginStep begin{.sequences = step_.all(),
+                                   .block_size = options_.block_size,
+                                   .tokens = step_.num_tokens(),
+                                   .positions = step_.positions(),
+                                   .slots = step_.slots(),
+                                   .inv_freq = inv_freq_,
+                                   .cos_sin_scale = dims_.rope_cos_sin_scale,
+                                   .rope = dims_.qk_rope_head_dim,
+                                   .cos_sin = step_.cos_sin()};
+    R1D_RETURN_IF_ERROR(launches_(Kind::kBegin, {}, [&](const Launch& launch) {
+      return kernels::begin_step(begin, launch);
+    }));
+    return attention_.begin_step();
+  }
+
+  [[nodiscard]] absl::Status embed(const Matrix& table, int64_t first_row, Tensor out) override {
+    if (mode_ == Mode::kReplay) return absl::OkStatus();
+    const double bytes = 4.0 * static_cast<double>(step_.num_tokens() * table.cols);
+    return launches_(Kind::kEmbed, {.bytes = bytes}, [&](const Launch& launch) {
+      return kernels::embed({.table = table.data,
+                             .table_f32 = table.dtype == DType::kF32,
+                             .rows = table.rows,
+                             .first_row = first_row,
+                             .cols = table.cols,
+                             .ids = step_.ids(),
+                             .tokens = step_.num_tokens(),
+                             .out = bf16(out),
+                             .out_stride = out.stride},
+                            launch);
+    });
+  }
+
+  [[nodiscard]] absl::Status norm(Tensor x, const float* weight, Tensor out) override {
+    if (mode_ == Mode::kReplay) return absl::OkStatus();
+    normed_of_ = out.data;
+    const double bytes = 5.0 * static_cast<double>(step_.num_tokens() * x.cols);
+    return launches_(Kind::kNorm, {.bytes = bytes}, [&](const Launch& launch) {
+      return kernels::rms_norm(
+          {.x = bf16(x),
+           .x_stride = x.stride,
+           .weight = weight,
+           .eps = dims_.rms_norm_eps,
+           .tokens = step_.num_tokens(),
+           .cols = x.cols,
+           .out = {.bf16 = bf16(out), .stride = out.stride, .quantized = normed_}},
+          launch);
+    });
+  }
+
+  [[nodiscard]] absl::Status reduce_add_norm(Tensor partial,
+                                             Tensor residual,
+                                             const float* weight,
+                                             Tensor out) override {
+    if (mode_ == Mode::kReplay) return absl::OkStatus();
+    normed_of_ = out.data;
+    const double bytes = 9.0 * static_cast<double>(step_.num_tokens() * residual.cols);
+    return launches_(Kind::kNorm, {.bytes = bytes}, [&](const Launch& launch) {
+      return kernels::add_norm(
+          {.partial = partial.data,
+           .partial_stride = partial.stride,
+           .residual = bf16(residual),
+           .residual_stride = residual.stride,
+           .weight = weight,
+           .eps = dims_.rms_norm_eps,
+           .tokens = step_.num_tokens(),
+           .cols = residual.cols,
+           .out = {.bf16 = bf16(out), .stride = out.stride, .quantized = normed_}},
+          launch);
+    });
+  }
+
+  [[nodiscard]] absl::Status attention(const AttentionWeights& weights,
+                                       const LatentPages& pages,
+                                       Tensor x,
+                                       Tensor out) override {
+    if (mode_ == Mode::kReplay) return absl::OkStatus();
+    return attention_.run(
+        attentions_.at(static_cast<size_t>(weights.prepared)), pages, rows_of(x), output_of(out));
+  }
+
+  [[nodiscard]] absl::Status mlp(const MlpWeights& weights, Tensor x, Tensor out) override {
+    if (mode_ == Mode::kReplay) return absl::OkStatus();
+    return feed_forward_.mlp(mlps_.at(static_cast<size_t>(weights.prepared)),
+                             rows_of(x),
+                             step_.num_tokens(),
+                             output_of(out));
+  }
+
+  [[nodiscard]] absl::Status moe(const MoeWeights& weights, Tensor x, Tensor out) override {
+    if (mode_ == Mode::kReplay) return absl::OkStatus();
+    return feed_forward_.moe(moes_.at(static_cast<size_t>(weights.prepared)),
+                             rows_of(x),
+                             step_.num_tokens(),
+                             output_of(out));
+  }
+
+  [[nodiscard]] absl::Status logits(const Matrix& head,
+                                    int64_t first_row,
+                                    Tensor x,
+                                    float* logits) override {
+    static_cast<void>(first_row);
+    logits_target_ = logits;
+    logit_columns_ = head.rows;
+    if (mode_ == Mode::kReplay || step_.num_logit_rows() == 0) return absl::OkStatus();
+    const int64_t rows = step_.num_logit_rows();
+    // The wanted rows, gathered as an embedding would.
+    R1D_RETURN_IF_ERROR(launches_(Kind::kHead, {}, [&](const Launch& launch) {
+      return kernels::embed({.table = x.data,
+                             .rows = step_.num_tokens(),
+                             .cols = x.cols,
+                             .ids = step_.logit_rows(),
+                             .tokens = rows,
+                             .out = head_rows_},
+                            launch);
+    }));
+    const Linear weight{.raw = head, .tiled = {}};
+    return linear_.multiply(Kind::kHead,
+                            weight,
+                            {.data = head_rows_, .stride = x.cols, .quantized = {}},
+                            rows,
+                            {.data = logits_, .stride = head.rows, .f32 = true});
+  }
+
+  [[nodiscard]] bool samples() const override { return true; }
+
+  [[nodiscard]] absl::Status end_step() override {
+    R1D_RETURN_IF_ERROR(launch_graph());
+    const bool sample = sample_ != nullptr && !sample_->rows.empty();
+    if (sample) R1D_RETURN_IF_ERROR(sampler_.enqueue(*sample_, logits_, logit_columns_, stream_));
+    R1D_RETURN_IF_ERROR(end_.record(stream_));
+    if (logits_target_ != nullptr && num_logit_rows_ > 0) {
+      const int64_t bytes = num_logit_rows_ * logit_columns_ * int64_t{sizeof(float)};
+      R1D_RETURN_IF_ERROR(stream_.copy_out(logits_target_, logits_, static_cast<size_t>(bytes)));
+    }
+    R1D_RETURN_IF_ERROR(stream_.synchronize());
+    if (sample) sampler_.collect(*sample_);
+    return absl::OkStatus();
+  }
+
+  void abort() override {}  // one rank: nobody waits for another
+
+  [[nodiscard]] absl::StatusOr<double> last_step_micros() override {
+    return end_.micros_since(begin_);
+  }
+  [[nodiscard]] std::vector<KernelCost> costs() const override { return launches_.costs(); }
+  void only(const std::string* name) override {
+    std::optional<Kind> kind;
+    for (uint8_t k = 0; name != nullptr && k < static_cast<uint8_t>(Kind::kCount); ++k) {
+      if (*name == kind_name(static_cast<Kind>(k))) kind = static_cast<Kind>(k);
+    }
+    launches_.only(kind);
+    graphs_.clear();
+  }
+  [[nodiscard]] int64_t graph_nodes() const override { return graph_nodes_; }
+
+  [[nodiscard]] absl::StatusOr<int32_t> active_experts() override {
+    std::vector<int32_t> chosen(static_cast<size_t>(num_tokens_ * dims_.router.top_k));
+    if (chosen.empty()) return 0;
+    R1D_RETURN_IF_ERROR(stream_.copy_out(
+        chosen.data(), feed_forward_.chosen_experts(), chosen.size() * sizeof(int32_t)));
+    R1D_RETURN_IF_ERROR(stream_.synchronize());
+    std::sort(chosen.begin(), chosen.end());
+    return static_cast<int32_t>(std::unique(chosen.begin(), chosen.end()) - chosen.begin());
+  }
+
+  [[nodiscard]] absl::StatusOr<double> read_bandwidth(size_t bytes) override {
+    R1D_ASSIGN_OR_RETURN(const auto memory,
+                         device::DeviceMemory::allocate(bytes, "bandwidth test"));
+    R1D_ASSIGN_OR_RETURN(const auto sink,
+                         device::DeviceMemory::allocate(sizeof(uint32_t), "bandwidth test"));
+    std::array<double, 7> micros{};
+    for (double& time : micros) {
+      R1D_RETURN_IF_ERROR(begin_.record(stream_));
+      R1D_CUDA_TRY(kernels::read_memory(memory.data(),
+                                        static_cast<int64_t>(bytes),
+                                        reinterpret_cast<uint32_t*>(sink.data()),
+                                        {.stream = stream_.get()}));
+      R1D_RETURN_IF_ERROR(end_.record(stream_));
+      R1D_RETURN_IF_ERROR(stream_.synchronize());
+      R1D_ASSIGN_OR_RETURN(time, end_.micros_since(begin_));
+    }
+    std::sort(micros.begin(), micros.end());
+    return static_cast<double>(bytes) / micros[micros.size() / 2] * 1e6;
+  }
+
+ private:
+  enum class Mode : uint8_t { kEager, kRecord, kReplay };
+  struct BucketGraph {
+    bool warmed = false;  // ran once, so that every kernel is loaded
+    std::optional<device::Graph> graph;
+  };
+
+  [[nodiscard]] int64_t max_tokens() const {
+    return std::max(options_.max_tokens, DeviceStep::kMaxGraphTokens);
+  }
+  [[nodiscard]] int64_t max_rows() const {
+    return std::max(options_.max_sequences, DeviceStep::kMaxGraphTokens);
+  }
+
+  // The batch size to pad this step to; 0: it is no step for a graph.
+  [[nodiscard]] int32_t bucket_of(const StepInputs& inputs) const {
+    const auto tokens = static_cast<int32_t>(inputs.token_ids.size());
+    const bool decodes = std::all_of(inputs.sequences.begin(),
+                                     inputs.sequences.end(),
+                                     [](const SequenceSpan& span) { return span.query_len == 1; });
+    if (!options_.graphs || !decodes || tokens == 0 || tokens > kBuckets.back() ||
+        inputs.logit_rows.size() != inputs.token_ids.size()) {
+      return 0;
+    }
+    return *std::lower_bound(kBuckets.begin(), kBuckets.end(), tokens);
+  }
+
+  absl::Status choose_mode(int32_t bucket) {
+    bucket_ = bucket;
+    mode_ = Mode::kEager;
+    if (bucket == 0) return absl::OkStatus();
+    BucketGraph& entry = graphs_[bucket];
+    if (entry.graph) {
+      mode_ = Mode::kReplay;
+    } else if (entry.warmed) {
+      mode_ = Mode::kRecord;
+      return device::Graph::begin_recording(stream_);
+    }
+    entry.warmed = true;
+    return absl::OkStatus();
+  }
+
+  absl::Status launch_graph() {
+    if (mode_ == Mode::kEager) return absl::OkStatus();
+    BucketGraph& entry = graphs_[bucket_];
+    if (mode_ == Mode::kRecord) {
+      R1D_ASSIGN_OR_RETURN(entry.graph, device::Graph::end_recording(stream_));
+      R1D_RETURN_IF_ERROR(begin_.record(stream_));
+    }
+    graph_nodes_ = entry.graph->num_nodes();
+    return entry.graph->launch(stream_);
+  }
+
+  // A tensor, and its quantized twin when it is what the last norm wrote.
+  [[nodiscard]] Rows rows_of(const Tensor& x) const {
+    return {.data = bf16(x),
+            .stride = x.stride,
+            .quantized = x.data == normed_of_ ? normed_ : kernels::QuantizedRows{}};
+  }
+  static Output output_of(const Tensor& out) { return {.data = bf16(out), .stride = out.stride}; }
+
+  const ModelDims dims_;
+  const CudaOptions options_;
+  const device::GpuInfo gpu_;
+  const bool sm90_;
+  const bool r1_heads_;
+  device::Stream stream_;
+  device::BlasLt blas_;
+  device::Event begin_;
+  device::Event end_;
+  device::DeviceMemory workspace_;
+  Launches launches_;
+  DeviceStep step_;
+  LinearKernels linear_;
+  Attention attention_;
+  FeedForward feed_forward_;
+  DeviceSampler sampler_;
+  std::optional<Preparer> preparer_;  // until the first step
+
+  std::vector<PreparedAttention> attentions_;
+  std::vector<PreparedMlp> mlps_;
+  std::vector<PreparedMoe> moes_;
+
+  kernels::QuantizedRows normed_;       // of the last norm's output
+  const void* normed_of_ = nullptr;     // which tensor that was
+  float* logits_ = nullptr;             // [rows, V]
+  __nv_bfloat16* head_rows_ = nullptr;  // [rows, D]
+  float* inv_freq_ = nullptr;           // [dr / 2]
+
+  int64_t num_tokens_ = 0;
+  int64_t num_logit_rows_ = 0;
+  int64_t logit_columns_ = 0;
+  float* logits_target_ = nullptr;
+  SampleRequest* sample_ = nullptr;
+  Mode mode_ = Mode::kEager;
+  int32_t bucket_ = 0;
+  std::map<int32_t, BucketGraph> graphs_;
+  int64_t graph_nodes_ = 0;
+};
+
+absl::Status check_gpu(const device::GpuInfo& gpu) {
+  if (gpu.compute_major >= 8) return absl::OkStatus();
+  return failed_precondition(
+      "GPU {} is {} with compute capability {}.{}; r1d needs 8.0 or later (A100, L4, H100, H200)",
+      gpu.index,
+      gpu.name,
+      gpu.compute_major,
+      gpu.compute_minor);
+}
+
+}  // namespace
+}  // namespace cuda
+
+absl::StatusOr<std::unique_ptr<Ops>> make_cuda_ops(const ModelDims& dims,
+                                                   const CudaOptions& options) {
+  R1D_ASSIGN_OR_RETURN(const auto gpus, device::list_gpus());
+  if (options.device < 0 || static_cast<size_t>(options.device) >= gpus.size()) {
+    return failed_precondition(
+        "there is no GPU {}: the driver shows {}", options.device, gpus.size());
+  }
+  const device::GpuInfo& gpu = gpus[static_cast<size_t>(options.device)];
+  R1D_RETURN_IF_ERROR(cuda::check_gpu(gpu));
+  return std::make_unique<cuda::CudaOps>(dims, options, gpu);
+}
+
+int64_t cuda_workspace_bytes(const ModelDims& dims, const CudaOptions& options) {
+  device::GpuInfo hopper;  // the GPU that takes the most
+  hopper.compute_major = 9;
+  hopper.num_multiprocessors = 132;
+  return static_cast<int64_t>(cuda::CudaOps(dims, options, hopper).layout(nullptr));
+}
+
+CudaProbe* cuda_probe(Ops& ops) {
+  return dynamic_cast<CudaProbe*>(&ops);
+}
+
+}  // namespace r1d::ops

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/cuda/sampler.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "r1d/base/status.h"
+
+namespace r1d::ops::cuda {
+namespace {
+
+using kernels::SampledRow;
+using kernels::SamplerRow;
+using kernels::SamplerTokenBias;
+using kernels::SamplerTokenCount;
+
+constexpr size_t kAlignment = 16;
+
+size_t aligned(size_t bytes) {
+  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+// Where a request's arrays stand in the staging area.
+struct Offsets {
+  explicit Offsets(const SampleRequest& request)
+      : counts(aligned(request.rows.size() * sizeof(SamplerRow))),
+        biases(counts + aligned(request.counts.size() * sizeof(SamplerTokenCount))),
+        masked(biases + aligned(request.biases.size() * sizeof(SamplerTokenBias))),
+        end(masked + aligned(request.masked.size() * sizeof(int32_t))) {}
+  size_t counts;
+  size_t biases;
+  size_t masked;
+  size_t end;
+};
+
+// Where the results of `rows` rows stand.
+struct ResultOffsets {
+  ResultOffsets(size_t rows, size_t top)
+      : tokens(aligned(rows * sizeof(SampledRow))),
+        logprobs(tokens + aligned(rows * top * sizeof(int32_t))),
+        end(logprobs + aligned(rows * top * sizeof(float))) {}
+  size_t tokens;
+  size_t logprobs;
+  size_t end;
+};
+
+SamplerRow device_row(const SampleRow& row) {
+  SamplerRow out;
+  out.temperature = row.temperature;
+  out.top_p = row.top_p;
+  out.min_p = row.min_p;
+  out.repetition_penalty = row.repetition_penalty;
+  out.frequency_penalty = row.frequency_penalty;
+  out.presence_penalty = row.presence_penalty;
+  out.seed = row.seed;
+  out.draw = row.draw;
+  out.top_k = row.top_k;
+  out.forced = row.forced;
+  out.num_logprobs = row.num_logprobs;
+  out.num_penalties = row.num_counts;
+  out.first_penalty = row.first_count;
+  out.num_biases = row.num_biases;
+  out.first_bias = row.first_bias;
+  out.num_masked = row.num_masked;
+  out.first_masked = row.first_masked;
+  return out;
+}
+
+SampleResult::Fault fault_of(int32_t status) {
+  switch (status) {
+    case kernels::kSamplerNotFinite:
+      return SampleResult::Fault::kNotFinite;
+    case kernels::kSamplerAllMasked:
+      return SampleResult::Fault::kAllMasked;
+    default:
+      return SampleResult::Fault::kNone;
+  }
+}
+
+template <typename T>
+T* at(std::byte* base, size_t offset) {
+  return reinterpret_cast<T*>(base + offset);
+}
+
+}  // namespace
+
+void DeviceSampler::layout(Arena& arena) {
+  workspace_ = arena.take<std::byte>(plan_.workspace_bytes);
+}
+
+absl::Status DeviceSampler::create() {
+  constexpr size_t kListBytes = size_t{1} << 20;  // a start; reserve() doubles
+  const size_t rows = static_cast<size_t>(max_rows_);
+  const size_t inputs = rows * sizeof(SamplerRow) + kListBytes;
+  const size_t results = ResultOffsets(rows, 32).end;
+  R1D_ASSIGN_OR_RETURN(staging_, device::PinnedMemory::allocate(inputs, "sampling parameters"));
+  R1D_ASSIGN_OR_RETURN(inputs_, device::DeviceMemory::allocate(inputs, "sampling parameters"));
+  R1D_ASSIGN_OR_RETURN(results_, device::PinnedMemory::allocate(results, "sampled tokens"));
+  R1D_ASSIGN_OR_RETURN(outputs_, device::DeviceMemory::allocate(results, "sampled tokens"));
+  return absl::OkStatus();
+}
+
+// Lists of penalised tokens grow with the history, so their size has no bound worth taking at
+// start.
+absl::Status DeviceSampler::reserve(const SampleRequest& request, const device::Stream& stream) {
+  const size_t inputs = Offsets(request).end;
+  const size_t results =
+      ResultOffsets(request.rows.size(), static_cast<size_t>(request.top_stride)).end;
+  if (inputs > staging_.size()) {
+    R1D_RETURN_IF_ERROR(stream.synchronize());
+    R1D_ASSIGN_OR_RETURN(staging_,
+                         device::PinnedMemory::allocate(2 * inputs, "sampling parameters"));
+    R1D_ASSIGN_OR_RETURN(inputs_,
+                         device::DeviceMemory::allocate(2 * inputs, "sampling parameters"));
+  }
+  if (results > results_.size()) {
+    R1D_RETURN_IF_ERROR(stream.synchronize());
+    R1D_ASSIGN_OR_RETURN(results_, device::PinnedMemory::allocate(2 * results, "sampled tokens"));
+    R1D_ASSIGN_OR_RETURN(outputs_, device::DeviceMemory::allocate(2 * results, "sampled tokens"));
+  }
+  return absl::OkStatus();
+}
+
+size_t DeviceSampler::stage(const SampleRequest& request) {
+  const Offsets offsets(request);
+  std::byte* base = staging_.data();
+  std::transform(request.rows.begin(), request.rows.end(), at<SamplerRow>(base, 0), device_row);
+  std::transform(request.counts.begin(),
+                 request.counts.end(),
+                 at<SamplerTokenCount>(base, offsets.counts),
+                 [](const TokenCount& count) {
+                   return SamplerTokenCount{count.token, count.count};
+                 });
+  std::transform(request.biases.begin(),
+                 request.biases.end(),
+                 at<SamplerTokenBias>(base, offsets.biases),
+                 [](const TokenBias& bias) {
+                   return SamplerTokenBias{bias.token, bias.bias};
+                 });
+  std::copy(request.masked.begin(), request.masked.end(), at<int32_t>(base, offsets.masked));
+  return offsets.end;
+}
+
+absl::Status DeviceSampler::enqueue(const SampleRequest& request,
+                                    const float* logits,
+                                    int64_t stride,
+                                    const device::Stream& stream) {
+  R1D_RETURN_IF_ERROR(reserve(request, stream));
+  const Offsets offsets(request);
+  const ResultOffsets results(request.rows.size(), static_cast<size_t>(request.top_stride));
+  std::byte* in = inputs_.data();
+  std::byte* out = outputs_.data();
+  const auto rows = static_cast<int32_t>(request.rows.size());
+  const kernels::SamplerPlan plan =
+      kernels::plan_sampler(rows, request.vocab, capability_, num_sms_);
+  const kernels::SamplerInput input{.logits = logits,
+                                    .row_stride = stride,
+                                    .rows = rows,
+                                    .vocab = request.vocab,
+                                    .params = at<SamplerRow>(in, 0),
+                                    .penalties = at<SamplerTokenCount>(in, offsets.counts),
+                                    .biases = at<SamplerTokenBias>(in, offsets.biases),
+                                    .masked = at<int32_t>(in, offsets.masked)};
+  const kernels::Launch launch{.stream = stream.get()};
+  if (request.greedy) {
+    R1D_CUDA_TRY(kernels::sample_greedy(input, at<SampledRow>(out, 0), plan, workspace_, launch));
+  } else {
+    R1D_RETURN_IF_ERROR(stream.copy_in(in, staging_.data(), stage(request)));
+    const bool wants_top = request.top_stride > 0;
+    R1D_CUDA_TRY(kernels::sample_tokens(
+        input,
+        {.sampled = at<SampledRow>(out, 0),
+         .top_tokens = wants_top ? at<int32_t>(out, results.tokens) : nullptr,
+         .top_logprobs = wants_top ? at<float>(out, results.logprobs) : nullptr,
+         .top_stride = request.top_stride},
+        plan,
+        workspace_,
+        launch));
+  }
+  return stream.copy_out(results_.data(), out, request.greedy ? results.tokens : results.end);
+}
+
+void DeviceSampler::collect(SampleRequest& request) const {
+  const size_t top = static_cast<size_t>(request.top_stride);
+  const ResultOffsets offsets(request.rows.size(), top);
+  std::byte* base = results_.data();
+  const auto* sampled = at<const SampledRow>(base, 0);
+  request.results.resize(request.rows.size());
+  for (size_t i = 0; i < request.rows.size(); ++i) {
+    request.results[i] = {.token = sampled[i].token,
+                          .fault = fault_of(sampled[i].status),
+                          .bad_token = sampled[i].bad_token,
+                          .bad_logit = sampled[i].bad_logit,
+                          .logprob = sampled[i].logprob};
+  }
+  const auto* tokens = at<const int32_t>(base, offsets.tokens);
+  const auto* logprobs = at<const float>(base, offsets.logprobs);
+  const size_t count = request.greedy ? 0 : request.rows.size() * top;
+  request.top_tokens.assign(tokens, tokens + count);
+  request.top_logprobs.assign(logprobs, logprobs + count);
+}
+
+}  // namespace r1d::ops::cuda
