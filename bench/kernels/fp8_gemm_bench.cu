@@ -228,6 +228,7 @@ int main(int argc, char** argv) {
   }
   const bool sweep = argc > 1 && std::strcmp(argv[1], "sweep") == 0;
   Io io;
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   print_clock();
   bench_chain(io);
   for (const Shape& shape : kShapes) bench_shape(shape, io, sweep);

@@ -77,8 +77,9 @@ void bench_attention(const Shape& shape, int repeats, int pause_ms) {
   const double input_bytes = 2.0 * shape.heads * (192 * tokens + 256 * keys);
   const int copies = std::min(6, 1 + static_cast<int>(100e6 / input_bytes));
   std::vector<std::unique_ptr<Inputs>> inputs;
-  for (int i = 0; i < copies; ++i)
+  for (int i = 0; i < copies; ++i) {
     inputs.push_back(std::make_unique<Inputs>(tokens, keys, shape.heads));
+  }
   const std::vector<MlaPrefillTile> tiles = plan_mla_prefill(sequences.data(), shape.sequences);
   const DeviceArray<MlaPrefillTile> tiles_device(tiles);
   DeviceArray<uint32_t> counter(1, 0);
@@ -103,32 +104,32 @@ void bench_attention(const Shape& shape, int repeats, int pause_ms) {
   const int calls = flops > 1e12 ? 3 : 12;
   const int replays = (flops > 1e12 ? 5 : 12) * repeats;
   const auto pause = [&] { std::this_thread::sleep_for(std::chrono::milliseconds(pause_ms)); };
-  pause();
-  const double us = test::graph_time_us(
-      calls,
-      [&](int i, cudaStream_t s) {
-        run(i, {s, false});
-      },
-      replays);
-  pause();
-  const double dependent_us = test::graph_time_us(
-      calls,
-      [&](int i, cudaStream_t s) {
-        run(i, {s, true});
-      },
-      replays);
+  const auto time = [&](bool dependent) {
+    pause();
+    return test::graph_time_us(
+        calls,
+        [&](int i, cudaStream_t s) {
+          run(i, {s, dependent});
+        },
+        replays);
+  };
+  const double us = time(false);
+  const double dependent_us = time(true);
   const double bytes = input_bytes + 2.0 * shape.heads * 128 * tokens;
   const double floor_us = std::max(flops / 790e6, bytes / 4.3e6);
-  std::printf("attention %-22s %8.1f us [%8.1f] %4.0f TFLOPS [%4.0f] floor %7.1f us (%3.0f%%)",
-              shape.name,
-              us,
-              dependent_us,
-              flops / us * 1e-6,
-              flops / dependent_us * 1e-6,
-              floor_us,
-              100 * floor_us / us);
-  if (shape.public_us > 0)
+  std::printf(
+      "attention %-20s %7.1f us [%7.1f] %4.0f TFLOPS [%4.0f] floor %7.1f us "
+      "(%3.0f%%)",
+      shape.name,
+      us,
+      dependent_us,
+      flops / us * 1e-6,
+      flops / dependent_us * 1e-6,
+      floor_us,
+      100 * floor_us / us);
+  if (shape.public_us > 0) {
     std::printf(" FA3 %6.0f us, ratio %.2f", shape.public_us, us / shape.public_us);
+  }
   std::printf("\n");
 }
 

@@ -8,6 +8,7 @@
 #include <memory>
 #include <numeric>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "kernels/moe_decode/moe_decode.h"
@@ -146,7 +147,10 @@ struct Case {
   double best;
 };
 
-void bench_experts(const char* name, int64_t inner, const std::vector<Case>& cases) {
+void bench_experts(const char* name,
+                   int64_t inner,
+                   const std::vector<Case>& cases,
+                   const std::vector<int>& only_tokens) {
   const int64_t gate_up = 2 * inner * kHidden;
   const int64_t down = inner * kHidden;
   const int64_t scales = inner / 128 * (kHidden / 128);
@@ -168,6 +172,10 @@ void bench_experts(const char* name, int64_t inner, const std::vector<Case>& cas
                              kExperts};
   Router router;
   for (const Case& c : cases) {
+    if (!only_tokens.empty() &&
+        std::find(only_tokens.begin(), only_tokens.end(), c.tokens) == only_tokens.end()) {
+      continue;
+    }
     Step step(c.tokens);
     DeviceArray<uint8_t> workspace(
         moe_decode_workspace({c.tokens, kTopK, kExperts, kHidden, inner, inner}), 0);
@@ -219,13 +227,18 @@ void bench_experts(const char* name, int64_t inner, const std::vector<Case>& cas
 }  // namespace
 }  // namespace r1d::kernels
 
-// Arguments: names of the parts to run, all without any: router, sharded, whole.
+// Arguments: names of the parts to run (router, sharded, whole; all without any) and, behind them,
+// token counts.
 int main(int argc, char** argv) {
   using namespace r1d::kernels;
+  const std::vector<std::string> arguments(argv + 1, argv + argc);
+  std::vector<int> only_tokens;
+  for (const std::string& a : arguments) {
+    if (std::atoi(a.c_str()) > 0) only_tokens.push_back(std::atoi(a.c_str()));
+  }
   const auto wanted = [&](const char* part) {
-    return argc == 1 || std::any_of(argv + 1, argv + argc, [&](const char* a) {
-             return std::string(a) == part;
-           });
+    return arguments.empty() ||
+           std::find(arguments.begin(), arguments.end(), part) != arguments.end();
   };
   if (test::compute_capability() < 90) {
     std::printf("needs a GPU of compute capability 9.0\n");
@@ -236,9 +249,12 @@ int main(int argc, char** argv) {
     bench_experts(
         "moe_decode/8",
         256,
-        {{1, 32.3}, {2, 0}, {4, 0}, {8, 95.6}, {16, 0}, {32, 0}, {64, 313}, {128, 0}, {256, 372}});
+        {{1, 32.3}, {2, 0}, {4, 0}, {8, 95.6}, {16, 0}, {32, 0}, {64, 313}, {128, 0}, {256, 372}},
+        only_tokens);
   }
-  if (wanted("whole"))
-    bench_experts("moe_decode", 2048, {{1, 107.6}, {8, 599.7}, {64, 2224}, {256, 2624}});
+  if (wanted("whole")) {
+    bench_experts(
+        "moe_decode", 2048, {{1, 107.6}, {8, 599.7}, {64, 2224}, {256, 2624}}, only_tokens);
+  }
   return 0;
 }

@@ -1,19 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// Problem   out[t, r] = sum over k of x(t, k) w(r, k) for 1..64 tokens a pass, w in e4m3 with
-// 128x128 scales, x in e4m3 with
-//           1x128 scales (given, or made here from bf16); or silu(gate) * up of two such products.
-// Layout    w in 8 KB tiles (layout.h); x row-major; out row-major bf16 or f32.
-// Bound     rows * cols bytes of weight; 2 * rows * cols * tokens flop, under the memory side up to
-// about 200 tokens. Launch    a cluster of `split` CTAs makes 64 rows; each sums a slice of k. One
-// producer thread streams weight tiles by bulk
-//           copies, the first of them before the dependency wait; one or two warpgroups load (or
-//           quantize) x for the slice once, then multiply. Shared memory sets the occupancy.
-// Numerics  operands swapped: 64 weight rows on wgmma's M side, tokens on N. Tensor cores sum 128
-// of k, then
-//           acc += part * (weight scale * token scale) in f32. Slices are added in order of k
-//           through distributed shared memory.
-// Source    DeepSeek-V3 report, section 3.3.2; the operand swap as in TensorRT-LLM's fp8
-// block-scale products.
+// Problem   out[t, r] = sum over k of x(t, k) w(r, k), 1..64 tokens a pass; w in e4m3 with
+//           128x128 scales, x in e4m3 with 1x128 scales, given or made here from bf16. Or
+//           silu(gate) * up of two such products.
+// Layout    w in 8 KB tiles (layout.h); x row-major; out row-major, bf16 or f32.
+// Bound     rows * cols bytes of weight; 2 * rows * cols * tokens flop stay under the memory
+//           side up to about 200 tokens.
+// Launch    A cluster of `split` CTAs makes 64 rows, each CTA from a slice of k. A producer
+//           thread streams weight tiles by bulk copies, the first of them before the dependency
+//           wait. One or two warpgroups (half the tokens each) load or quantize x for the slice
+//           once, then multiply. Shared memory sets the occupancy.
+// Numerics  Operands swapped: 64 weight rows on wgmma's M side, tokens on N. The tensor cores
+//           sum 128 of k, then sum += part * (weight scale * token scale) in f32. The cluster
+//           adds slices in order of k, through distributed shared memory.
+// Source    DeepSeek-V3 report, section 3.3.2; the swap as in TensorRT-LLM's fp8 products.
 #include <algorithm>
 
 #include "kernels/common/layout.h"
@@ -180,13 +179,15 @@ __device__ __forceinline__ void quantize_into(const DecodeArguments& a,
 #pragma unroll
       for (int u = 0; u < kAtOnce; ++u) {
         if (b0 + u * s.block_step >= slice.blocks) break;
-        const QuantizedOctet octet = quantize_octet(packed[u]);
+        const uint4 one[1] = {packed[u]};
+        QuantizedOctet octets[1];
+        quantize_octets(one, octets);
         const int block = b0 + u * s.block_step + s.block;
         if (t >= slice.tokens || block >= slice.blocks) continue;
         const int slot = block * kPadded + t;
         *reinterpret_cast<uint2*>(slice.codes + slot * kBlock + ((lane / 2) ^ (t % 8)) * 16 +
-                                  lane % 2 * 8) = octet.codes;
-        if (lane == 0) slice.scale[slot] = octet.scale;
+                                  lane % 2 * 8) = octets[0].codes;
+        if (lane == 0) slice.scale[slot] = octets[0].scale;
       }
     }
   }
@@ -543,12 +544,16 @@ cudaError_t gate_up(const TiledGateUp& w,
 
 }  // namespace
 
-// Slices of about 8 blocks (64 KB in flight a CTA), more where that leaves the GPU idle.
+// About two CTAs an SM; clusters of 8 pack badly into the GPU's 16 or 18 SMs a group, so 7 is the
+// most where it suffices. Slices of equal length where there is such a split.
 int decode_split(int64_t strips, int64_t k_blocks) {
-  constexpr int64_t kSliceBlocks = 9;
-  int64_t split = (k_blocks + kSliceBlocks - 1) / kSliceBlocks;
-  split = std::max<int64_t>(split, (kSms + strips - 1) / strips);
-  return static_cast<int>(std::min<int64_t>({split, k_blocks, kMaxSplit}));
+  constexpr int64_t kCtas = 300;
+  const int64_t least = (k_blocks + kMaxSliceBlocks - 1) / kMaxSliceBlocks;
+  const int64_t most = std::max(least, std::min<int64_t>({7, kCtas / strips, k_blocks}));
+  for (int64_t split = most; split >= least; --split) {
+    if (k_blocks % split == 0) return static_cast<int>(split);
+  }
+  return static_cast<int>(most);
 }
 
 int decode_stages(int64_t strips, int64_t k_blocks, int64_t tokens, int split) {

@@ -16,13 +16,14 @@ namespace r1d::kernels {
 
 // The most tokens a decode product takes. Above 64 the weight is read twice (the second time mostly
 // from L2).
+// NOTE: made for few tokens; from about 32 on fp8_gemm_prefill.h may be the faster one (README.md
+// has the times).
 inline constexpr int64_t kFp8DecodeMaxTokens = 128;
 
 // Activations in bf16 that the product quantizes itself, to exactly what quantize_rows() gives.
 struct Bf16Rows {
-  const __nv_bfloat16* data =
-      nullptr;         // [tokens, cols], rows `stride` values apart; 16-byte aligned
-  int64_t stride = 0;  // a multiple of 8, at least cols
+  const __nv_bfloat16* data = nullptr;  // [tokens, cols], `stride` apart; 16-byte aligned
+  int64_t stride = 0;                   // a multiple of 8, at least cols
 };
 
 // out[t, r] = sum over k of x(t, k) w(r, k), t < tokens, r < w.rows; rows of `out` are out_stride

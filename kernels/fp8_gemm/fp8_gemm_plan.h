@@ -23,8 +23,8 @@ enum class DecodeOutput : uint8_t { kBf16, kF32, kSiluTimesUp };
 // What the kernel reads and writes; exactly one of x_codes and x_rows is set.
 struct DecodeArguments {
   const uint8_t* tiles = nullptr;
-  const float* scale[2] =
-      {};  // of rows 0..7 and 8..15 of every 16; [ceil(strips / strips_per_scale), k_blocks]
+  // Of rows 0..7 and 8..15 of every 16; [ceil(strips / strips_per_scale), k_blocks].
+  const float* scale[2] = {};
   int strips = 0;
   int strips_per_scale = 2;
   int k_blocks = 0;
@@ -39,9 +39,9 @@ struct DecodeArguments {
   DecodeOutput output = DecodeOutput::kBf16;
   DecodePlan plan;
   // Filled in by enqueue_decode().
-  int slice_blocks = 0;  // of k, a CTA; the first `long_slices` CTAs of a cluster take one more
-  int long_slices = 0;
-  int log_tokens = 0;  // of a pass, rounded up
+  int slice_blocks = 0;  // of k, a CTA
+  int long_slices = 0;   // the first CTAs of a cluster, which take one block more
+  int log_tokens = 0;    // of a pass, rounded up
 };
 
 // The most tokens a CTA holds; more make a second row of CTAs.

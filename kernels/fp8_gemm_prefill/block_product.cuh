@@ -1,22 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernel behind the FP8 products for many tokens: dense, gathered by expert, and grouped by
-// expert.
+// The kernel behind the FP8 products for many tokens: dense, gathered by expert, grouped by expert.
 //
 // Problem   C[m, n] = sum over k of X(m, k) W(n, k), e4m3 with one scale per 1 x 128 of X and per
-// 128 x 128 of W. Layout    layout.h: QuantizedRows for X (any number of rows), TiledMatrix or
-// TiledGateUp for W. Bound     flops: 2 M N K at 1.98 PFLOPS (H200 data sheet; the best kernels
-// reach 1.3 to 1.4); for few rows an expert the
-//           bytes of W.
+//           128 x 128 of W.
+// Layout    layout.h: QuantizedRows for X (any number of rows), TiledMatrix or TiledGateUp for W.
+// Bound     flops: 2 M N K at 1.98 PFLOPS (H200 data sheet; the best public kernels reach 1.3 to
+//           1.43); for few rows an expert the bytes of W.
 // Launch    persistent, one block an SM: a producer warpgroup and two consumer warpgroups; shared
-// memory (a ring of stages of
-//           128 columns of K) sets the occupancy. Blocks walk items (a row tile x a column tile)
-//           with the grid's stride. In a cluster of two, both blocks take the same column tile;
-//           each loads half of the W tile and multicasts it.
+//           memory (a ring of stages of 128 columns of K) sets the occupancy. Blocks walk items (a
+//           row tile x a column tile) with the grid's stride. In a cluster the blocks take either
+//           the same column tile, loading a share of W each and multicasting it, or parts of one
+//           group of 128 that they quantize together.
 // Numerics  the tensor cores keep few bits over a long K, so the partial product of every 128
-// columns is multiplied by its
-//           scales and added in f32 registers. K is summed in order (k_groups 1).
+//           columns is multiplied by its scales and added in f32 registers. K is summed in order,
+//           but for shapes with two K groups.
 // Source    DeepSeek-V3 report, section 3.3.2; warp specialisation and promotion as in public
-// Hopper kernels (DeepGEMM).
+//           Hopper kernels (DeepGEMM).
 #pragma once
 
 #include <cstdint>
@@ -27,6 +26,7 @@
 
 #include "kernels/common/layout.h"
 #include "kernels/common/ptx.cuh"
+#include "kernels/common/tensor_map.h"
 #include "kernels/common/wgmma.cuh"
 
 namespace r1d::kernels::prefill {
@@ -35,41 +35,41 @@ namespace r1d::kernels::prefill {
 template <int kRowGroupsOf,  // warpgroups along the rows of X
           int kColGroupsOf,  // along the rows of W
           int kKGroupsOf,    // along K
-          int kRowBlocksOf,  // 64-row products a warpgroup
           int kGroupColsOf,  // columns a warpgroup
           int kStagesOf,
-          int kClusterOf>
+          int kClusterOf,  // blocks on adjacent row tiles that share each W tile by multicast
+          int kPartsOf =
+              1>  // blocks on adjacent column tiles that quantize a group of 128 together
 struct BlockShape {
   static constexpr int kRowGroups = kRowGroupsOf;
   static constexpr int kColGroups = kColGroupsOf;
   static constexpr int kKGroups = kKGroupsOf;
-  static constexpr int kRowBlocks = kRowBlocksOf;
   static constexpr int kGroupCols = kGroupColsOf;
   static constexpr int kStages = kStagesOf;
   static constexpr int kCluster = kClusterOf;
-  static constexpr int kRows = kRowGroups * kRowBlocks * 64;
+  static constexpr int kParts = kPartsOf;
+  static constexpr int kBlocks = kCluster * kParts;  // in a launch's cluster
+  static_assert(kCluster == 1 || kParts == 1);
+  static constexpr int kRows = kRowGroups * 64;
   static constexpr int kCols = kColGroups * kGroupCols;
   static constexpr int kXBytes = kRows * 128;
   static constexpr int kWBytes = kCols * 128;
   static constexpr int kStageBytes = kXBytes + kWBytes;
   static constexpr int kConsumers = kRowGroups * kColGroups * kKGroups;
-  // With registers for two partial products a warpgroup starts the next before it promotes the
-  // last. Otherwise the two warpgroups take turns on the tensor cores, one promoting while the
-  // other multiplies; left alone they fall into step, and the tensor cores wait for both
-  // promotions.
-  static constexpr bool kOverlapped = kRowBlocks == 1 && kGroupCols <= 128;
+  static_assert(kGroupCols <= 128, "registers for the sum and two partial products");
   static constexpr int kThreads = (kConsumers + 1) * 128;
   static_assert(kConsumers == 2, "the register budget is for two consumer warpgroups");
 
   // Behind the stages: 2 KB a consumer warp to turn accumulators into rows, row maxima or the sums
   // of the second K group, and the barriers.
   static constexpr int kStagingBytes = 2048 * kConsumers * 4;
-  static constexpr int kExchangeBytes =
-      kKGroups == 2 ? kRows * kCols * 4 : 2 * kColGroups * kRows * 4;
-  // The scales of a stage: one per row, then up to 4 of W.
-  static constexpr int kScales = kRows + 4;
+  static constexpr int kJoinBytes = kKGroups == 2 ? kRows * kCols * 4 : 0;
+  static constexpr int kMaxima = kParts * kColGroups * kRows;
+  static constexpr int kExchangeBytes = kJoinBytes + 2 * kMaxima * 4;
+  // The scales of a stage: one per row, then up to 8 of W.
+  static constexpr int kScales = kRows + 8;
   static constexpr int kSharedBytes =
-      1024 + kStages * (kStageBytes + kScales * 4 + 16) + kStagingBytes + kExchangeBytes;
+      1024 + kStages * (kStageBytes + kScales * 4 + 16) + kStagingBytes + kExchangeBytes + 16;
   static_assert(kSharedBytes <= 227 * 1024);
 };
 
@@ -114,6 +114,29 @@ struct Parameters {
   int32_t slots = 1;                  // kGathered: token = pair / slots
 };
 
+// X with boxes of a whole tile's rows and of half.
+struct XMaps {
+  CUtensorMap whole;
+  CUtensorMap half;
+};
+
+// The first `rows` rows of x, for tiles of `tile_rows`.
+inline cudaError_t encode_rows(const QuantizedRows& x,
+                               int64_t rows,
+                               int32_t tile_rows,
+                               XMaps* maps) {
+  TensorMap2d matrix{.data = x.data,
+                     .dtype = DType::kF8E4M3,
+                     .rows = rows,
+                     .cols = x.cols,
+                     .box_rows = tile_rows,
+                     .box_cols = 128};
+  const cudaError_t error = encode_2d(matrix, &maps->whole);
+  if (error != cudaSuccess) return error;
+  matrix.box_rows = tile_rows / 2;
+  return encode_2d(matrix, &maps->half);
+}
+
 #ifdef R1D_SM90
 
 // One tile of work.
@@ -124,33 +147,59 @@ struct Item {
   int32_t col;   // first row of W
 };
 
+// The items of a block, in order.
 template <class Shape, Rows kRowsKind>
-__device__ __forceinline__ int32_t item_count(const Parameters& p) {
-  return (kRowsKind == Rows::kDense ? p.row_units : p.totals[0]) * p.col_tiles;
-}
-
-template <class Shape, Rows kRowsKind>
-__device__ __forceinline__ Item item_at(const Parameters& p, int32_t index, int32_t rank) {
-  if constexpr (kRowsKind == Rows::kDense) {
-    // Bands of row tiles, so that the blocks of a wave share both X and W in L2.
-    constexpr int32_t kBand = 16 / Shape::kCluster;
-    const int32_t band = index / (kBand * p.col_tiles);
-    const int32_t inside = index - band * kBand * p.col_tiles;
-    const int32_t height = min(kBand, p.row_units - band * kBand);
-    const int32_t unit = band * kBand + inside % height;
-    const int32_t row = (unit * Shape::kCluster + rank) * Shape::kRows;
-    return {0, row, min(Shape::kRows, p.rows - row), inside / height * Shape::kCols};
-  } else if constexpr (kRowsKind == Rows::kGathered) {
-    // Column tiles of one row tile side by side: they gather the same tokens.
-    const int4 tile = p.tiles[index / p.col_tiles];
-    return {tile.x, tile.y, tile.z, index % p.col_tiles * Shape::kCols};
-  } else {
-    // Column tiles outermost: all experts' row tiles of a column tile are near in time.
-    const int32_t tiles = p.totals[0];
-    const int4 tile = p.tiles[index % tiles];
-    return {tile.x, tile.y, tile.z, index / tiles * Shape::kCols};
+class Items {
+ public:
+  __device__ __forceinline__ Items(const Parameters& p, int32_t rank)
+      : p_(p), rank_(rank), index_(blockIdx.x / Shape::kBlocks) {
+    tiles_ = kRowsKind == Rows::kDense ? p.row_units : p.totals[0];
+    if (kAhead && index_ < tiles_ * p.col_tiles) ahead_ = p.tiles[row_tile()];
   }
-}
+  __device__ __forceinline__ bool take(Item& item) {
+    if (index_ >= tiles_ * p_.col_tiles) return false;
+    if constexpr (kRowsKind == Rows::kDense) {
+      item = dense_item();
+    } else {
+      const int4 tile = kAhead ? ahead_ : p_.tiles[row_tile()];
+      item = {tile.x, tile.y, tile.z, col_tile() * Shape::kCols};
+    }
+    index_ += gridDim.x / Shape::kBlocks;
+    if (kAhead && index_ < tiles_ * p_.col_tiles) ahead_ = p_.tiles[row_tile()];
+    return true;
+  }
+
+ private:
+  // Items of a short K fetch the next one while one is worked on.
+  static constexpr bool kAhead = kRowsKind == Rows::kGrouped;
+
+  // Gathered: column tiles of one row tile side by side, since they gather the same tokens.
+  // Grouped: column tiles outermost, so that all experts' row tiles of a column tile are near in
+  // time.
+  __device__ __forceinline__ int32_t row_tile() const {
+    return kRowsKind == Rows::kGathered ? index_ / p_.col_tiles : index_ % tiles_;
+  }
+  __device__ __forceinline__ int32_t col_tile() const {
+    return kRowsKind == Rows::kGathered ? index_ % p_.col_tiles : index_ / tiles_;
+  }
+  // Bands of row tiles, so that the blocks of a wave share both X and W in L2.
+  __device__ __forceinline__ Item dense_item() const {
+    constexpr int32_t kBand = 16 / Shape::kCluster;
+    const int32_t band = index_ / (kBand * p_.col_tiles);
+    const int32_t inside = index_ - band * kBand * p_.col_tiles;
+    const int32_t height = min(kBand, tiles_ - band * kBand);
+    const int32_t unit = band * kBand + inside % height;
+    const int32_t row = (unit * Shape::kCluster + (Shape::kCluster > 1 ? rank_ : 0)) * Shape::kRows;
+    const int32_t col_tile = inside / height * Shape::kParts + (Shape::kParts > 1 ? rank_ : 0);
+    return {0, row, min(Shape::kRows, p_.rows - row), col_tile * Shape::kCols};
+  }
+
+  const Parameters& p_;
+  int32_t rank_;
+  int32_t index_;
+  int32_t tiles_;
+  int4 ahead_;
+};
 
 // Where a warp stands in the ring of stages.
 template <int kStages>
@@ -173,6 +222,7 @@ struct Shared {
   float* scale;
   uint64_t* full;
   uint64_t* empty;
+  uint64_t* peaks;  // two: the maxima of all parts are here
   __device__ __forceinline__ explicit Shared(uint8_t* raw) {
     // Hidden from the compiler, which would compute it anew in every step.
     uint32_t address = (smem_address(raw) + 1023) / 1024 * 1024;
@@ -183,6 +233,7 @@ struct Shared {
     scale = exchange + Shape::kExchangeBytes / 4;
     full = reinterpret_cast<uint64_t*>(scale + Shape::kStages * Shape::kScales);
     empty = full + Shape::kStages;
+    peaks = empty + Shape::kStages;
   }
   __device__ __forceinline__ uint8_t* x(int32_t stage) const {
     return stages + stage * Shape::kStageBytes;
@@ -220,7 +271,7 @@ __device__ __forceinline__ void load_w(const Parameters& p,
   const uint8_t* tiles = p.w_tiles + item.expert * p.expert_tiles_stride;
 #pragma unroll
   for (int i = 0; i < kShare / kPiece; ++i) {
-    const int32_t in_tile = rank * kShare + i * kPiece;
+    const int32_t in_tile = (Shape::kCluster > 1 ? rank * kShare : 0) + i * kPiece;
     const int32_t row = item.col + in_tile;
     if (row >= p.w_rows) break;
     const uint8_t* from =
@@ -242,9 +293,11 @@ __device__ __forceinline__ uint32_t w_bytes(const Parameters& p, const Item& ite
 // aligned to 128).
 template <class Shape, bool kGateUp>
 struct WScales {
-  static constexpr int kUnit = Shape::kCols > 128 && Shape::kCols % 128 != 0 ? 64 : 128;
+  static constexpr int kUnit = Shape::kCols <= 128 || Shape::kGroupCols % 128 == 0 ? 128
+                               : Shape::kGroupCols % 64 == 0                       ? 64
+                                                                                   : 32;
   static constexpr int kCount = kGateUp ? 2 : (Shape::kCols + kUnit - 1) / kUnit;
-  static_assert(kCount <= 4);
+  static_assert(kCount <= 8);
   // Of these, a warpgroup needs kLocal from first(); its 8-column block j takes number of(j) of
   // them.
   static constexpr int kLocal = kGateUp ? 2 : (Shape::kGroupCols + kUnit - 1) / kUnit;
@@ -286,20 +339,24 @@ __device__ __forceinline__ void cp_async_4(float* to, const float* from) {
 // The producer of dense and grouped tiles: one thread.
 template <class Shape, Rows kRowsKind>
 __device__ __forceinline__ void produce_tiles(const Parameters& p,
-                                              const CUtensorMap& x_map,
+                                              const XMaps& maps,
                                               const Shared<Shape>& shared,
                                               int32_t rank) {
   Ring<Shape::kStages> ring;
-  const int32_t count = item_count<Shape, kRowsKind>(p);
-  for (int32_t i = blockIdx.x / Shape::kCluster; i < count; i += gridDim.x / Shape::kCluster) {
-    const Item item = item_at<Shape, kRowsKind>(p, i, rank);
-    const uint32_t bytes = Shape::kXBytes + w_bytes<Shape>(p, item);
+  Items<Shape, kRowsKind> items(p, rank);
+  Item item;
+  while (items.take(item)) {
+    // A box that lies mostly beyond the last row costs more time than one half its size.
+    const bool half = item.rows <= Shape::kRows / 2;
+    const CUtensorMap& map = half ? maps.half : maps.whole;
+    const int32_t x_bytes = item.rows <= 0 ? 0 : half ? Shape::kXBytes / 2 : Shape::kXBytes;
+    const uint32_t bytes = x_bytes + w_bytes<Shape>(p, item);
 #pragma unroll 1
     for (int32_t k = 0; k < p.k_blocks; ++k, ring.advance()) {
       uint64_t* full = &shared.full[ring.stage];
       mbarrier_wait(&shared.empty[ring.stage], ring.phase ^ 1);
       mbarrier_arrive_expect(full, bytes);
-      tensor_load_2d(shared.x(ring.stage), &x_map, k * 128, item.row, full);
+      if (x_bytes > 0) tensor_load_2d(shared.x(ring.stage), &map, k * 128, item.row, full);
       load_w<Shape>(p, item, k, shared.w(ring.stage), full, rank);
     }
   }
@@ -314,9 +371,9 @@ __device__ __forceinline__ void produce_scales(const Parameters& p,
   using W = WScales<Shape, kGateUp>;
   constexpr int kRowsEach = Shape::kRows / 32;
   Ring<Shape::kStages> ring;
-  const int32_t count = item_count<Shape, kRowsKind>(p);
-  for (int32_t i = blockIdx.x / Shape::kCluster; i < count; i += gridDim.x / Shape::kCluster) {
-    const Item item = item_at<Shape, kRowsKind>(p, i, rank);
+  Items<Shape, kRowsKind> items(p, rank);
+  Item item;
+  while (items.take(item)) {
     int32_t row[kRowsEach];
 #pragma unroll
     for (int j = 0; j < kRowsEach; ++j) row[j] = x_row<kRowsKind>(p, item, lane + 32 * j);
@@ -334,20 +391,39 @@ __device__ __forceinline__ void produce_scales(const Parameters& p,
   }
 }
 
+__device__ __forceinline__ float load_past_l1(const float* from) {
+  float value;
+  asm volatile("ld.global.L1::no_allocate.f32 %0, [%1];" : "=f"(value) : "l"(from));
+  return value;
+}
+
 // The producer of gathered products: 128 threads copy X by 16 bytes, each its chunk of every 16th
-// row, and the scales. cp.async writes through another proxy than wgmma reads: the consumers fence.
+// row. wgmma reads through another proxy than cp.async writes, so a warp announces a stage kLag
+// steps later, when its copies have landed and are fenced; by one lane, since arrivals on a barrier
+// pass one by one. A row's scales lie in a sector each; a thread fetches its row's ahead into
+// registers.
 template <class Shape, Rows kRowsKind, bool kGateUp>
 __device__ __forceinline__ void produce_gathered(const Parameters& p,
                                                  const Shared<Shape>& shared,
                                                  int32_t thread) {
   using W = WScales<Shape, kGateUp>;
+  constexpr int kAhead = 4;
+  constexpr int kLag = Shape::kStages - 2;
   constexpr int kRowsEach = Shape::kRows / 16;
   const int32_t chunk = thread % 8;
   const uint32_t offset = thread / 8 * 128 + ((chunk ^ (thread / 8 % 8)) * 16);
   Ring<Shape::kStages> ring;
-  const int32_t count = item_count<Shape, kRowsKind>(p);
-  for (int32_t i = blockIdx.x; i < count; i += gridDim.x) {
-    const Item item = item_at<Shape, kRowsKind>(p, i, 0);
+  Ring<Shape::kStages> landed;
+  int32_t in_flight = 0;
+  const auto announce = [&] {
+    fence_async_shared();
+    __syncwarp();
+    if (thread % 32 == 0) mbarrier_arrive(&shared.full[landed.stage]);
+    landed.advance();
+  };
+  Items<Shape, kRowsKind> items(p, 0);
+  Item item;
+  while (items.take(item)) {
     int32_t token[kRowsEach];
 #pragma unroll
     for (int j = 0; j < kRowsEach; ++j) {
@@ -357,25 +433,44 @@ __device__ __forceinline__ void produce_gathered(const Parameters& p,
     const uint8_t* x = p.x + chunk * 16;
     const float* x_scale = p.x_scale + x_row<kRowsKind>(p, item, thread);
     const float* w_scale = W::row(p, item, min(thread, W::kCount - 1));
-#pragma unroll 1
-    for (int32_t k = 0; k < p.k_blocks; ++k, ring.advance()) {
-      mbarrier_wait(&shared.empty[ring.stage], ring.phase ^ 1);
-      uint64_t* full = &shared.full[ring.stage];
-      if (thread == 0) {
-        mbarrier_arrive_expect(full, w_bytes<Shape>(p, item));
-        load_w<Shape>(p, item, k, shared.w(ring.stage), full, 0);
-      }
-      const uint32_t to = smem_address(shared.x(ring.stage)) + offset;
+    float ahead[kAhead];
 #pragma unroll
-      for (int j = 0; j < kRowsEach; ++j) {
-        if (token[j] >= 0) cp_async_16(to + j * 2048, x + token[j] * p.x_cols + k * 128);
+    for (int j = 0; j < kAhead; ++j)
+      ahead[j] = load_past_l1(x_scale + min(j, p.k_blocks - 1) * p.x_scale_stride);
+#pragma unroll 1
+    for (int32_t begin = 0; begin < p.k_blocks; begin += kAhead) {
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j) {
+        const int32_t k = begin + j;
+        if (k >= p.k_blocks) break;
+        mbarrier_wait(&shared.empty[ring.stage], ring.phase ^ 1);
+        uint64_t* full = &shared.full[ring.stage];
+        if (thread == 0) {
+          mbarrier_arrive_expect(full, w_bytes<Shape>(p, item));
+          load_w<Shape>(p, item, k, shared.w(ring.stage), full, 0);
+        }
+        const uint32_t to = smem_address(shared.x(ring.stage)) + offset;
+#pragma unroll
+        for (int i = 0; i < kRowsEach; ++i) {
+          if (token[i] >= 0) cp_async_16(to + i * 2048, x + token[i] * p.x_cols + k * 128);
+        }
+        float* scales = shared.scales(ring.stage);
+        if (thread < W::kCount) cp_async_4(scales + Shape::kRows + thread, w_scale + k);
+        cp_async_commit();
+        if (thread < Shape::kRows) scales[thread] = ahead[j];
+        ahead[j] = load_past_l1(x_scale + min(k + kAhead, p.k_blocks - 1) * p.x_scale_stride);
+        if (in_flight == kLag) {
+          cp_async_wait<kLag>();
+          announce();
+        } else {
+          ++in_flight;
+        }
+        ring.advance();
       }
-      float* scales = shared.scales(ring.stage);
-      if (thread < Shape::kRows) cp_async_4(scales + thread, x_scale + k * p.x_scale_stride);
-      if (thread < W::kCount) cp_async_4(scales + Shape::kRows + thread, w_scale + k);
-      mbarrier_arrive_cp_async(full);
     }
   }
+  cp_async_wait<0>();
+  for (; in_flight > 0; --in_flight) announce();
 }
 
 // ---- compute -----------------------------------------------------------------------------------
@@ -396,10 +491,8 @@ struct Place {
     warp = thread / 32 % 4;
     lane = thread % 32;
   }
-  // Row in the tile of the warp's 16-row strip of row block r.
-  __device__ __forceinline__ int32_t strip_row(int32_t r) const {
-    return (row_group * Shape::kRowBlocks + r) * 64 + warp * 16;
-  }
+  // Row in the tile of the warp's 16-row strip.
+  __device__ __forceinline__ int32_t strip_row() const { return row_group * 64 + warp * 16; }
 };
 
 // Gives a stage back, to every block that copies into it. A cluster-wide release would cost a fence
@@ -422,8 +515,8 @@ struct Scales {
   using W = WScales<Shape, kGateUp>;
   float x[2];
   float w[W::kLocal];
-  __device__ __forceinline__ void read(const float* from, const Place<Shape>& place, int32_t r) {
-    const float* rows = from + place.strip_row(r) + place.lane / 4;
+  __device__ __forceinline__ void read(const float* from, const Place<Shape>& place) {
+    const float* rows = from + place.strip_row() + place.lane / 4;
     x[0] = rows[0];
     x[1] = rows[8];
     const float* cols = from + Shape::kRows + W::first(place.col_group);
@@ -445,133 +538,86 @@ struct Scales {
   }
 };
 
-// Starts part = X W^T over one 128-column step, as two groups of two products.
+// The low half of an operand's descriptor, which alone depends on the address, and the whole.
+__device__ __forceinline__ uint32_t descriptor_low(const uint8_t* operand) {
+  return static_cast<uint32_t>(wgmma_descriptor_k128(smem_address(operand)));
+}
+__device__ __forceinline__ uint64_t descriptor(uint32_t low) {
+  return (wgmma_descriptor_k128(0) & ~uint64_t{0xFFFFFFFF}) | low;
+}
+
+// Starts part = X W^T over one 128-column step, as one group of four products; a and b are low
+// halves.
 template <int kCols>
-__device__ __forceinline__ void start(float (&part)[kCols / 2], uint64_t a, uint64_t b) {
+__device__ __forceinline__ void start(float (&part)[kCols / 2], uint32_t a, uint32_t b) {
   wgmma_fence_registers(part);
   wgmma_fence();
-  Wgmma<kCols>::e4m3(part, a, b, 0);
-  Wgmma<kCols>::e4m3(part, a + 2, b + 2, 1);
+  Wgmma<kCols>::e4m3(part, descriptor(a), descriptor(b), 0);
+  Wgmma<kCols>::e4m3(part, descriptor(a + 2), descriptor(b + 2), 1);
+  Wgmma<kCols>::e4m3(part, descriptor(a + 4), descriptor(b + 4), 1);
+  Wgmma<kCols>::e4m3(part, descriptor(a + 6), descriptor(b + 6), 1);
   wgmma_commit();
-  Wgmma<kCols>::e4m3(part, a + 4, b + 4, 1);
-  Wgmma<kCols>::e4m3(part, a + 6, b + 6, 1);
-  wgmma_commit();
 }
 
-__device__ __forceinline__ void named_barrier_arrive(uint32_t id, uint32_t threads) {
-  asm volatile("barrier.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
-// Named barriers: 1 and 2 in the epilogues, kTurn + g when warpgroup g may multiply.
-constexpr uint32_t kTurn = 3;
-
-// sum += the item's product; d[4 j + 2 h + c] of each row block as wgmma.cuh says. Row blocks
-// without a row are skipped.
-template <class Shape, bool kGateUp, bool kFence>
-__device__ __forceinline__ void multiply_in_turns(
-    const Parameters& p,
-    const Item& item,
-    const Place<Shape>& place,
-    const Shared<Shape>& shared,
-    Ring<Shape::kStages>& ring,
-    float (&sum)[Shape::kRowBlocks][Shape::kGroupCols / 2]) {
+// sum += the item's product; d[4 j + 2 h + c] as wgmma.cuh says. The next step's product starts
+// before the last one's is promoted, so that the tensor cores do not wait for the promotion.
+template <class Shape, bool kGateUp>
+__device__ __forceinline__ void multiply(const Parameters& p,
+                                         const Place<Shape>& place,
+                                         const Shared<Shape>& shared,
+                                         Ring<Shape::kStages>& ring,
+                                         float (&sum)[Shape::kGroupCols / 2]) {
   constexpr int kCols = Shape::kGroupCols;
-  static_assert(Shape::kKGroups == 1);
-  const int32_t group = place.row_group + place.col_group;
-  const int32_t first = place.row_group * Shape::kRowBlocks;
-  // Both warpgroups take every turn, also one without rows.
-  const int32_t turns = min(Shape::kRowBlocks, (item.rows + 63) / 64);
-  const uint64_t a = wgmma_descriptor_k128(smem_address(shared.x(0)) + first * 64 * 128);
-  const uint64_t b =
-      wgmma_descriptor_k128(smem_address(shared.w(0)) + place.col_group * kCols * 128);
-#pragma unroll 1
-  for (int32_t k = 0; k < p.k_blocks; ++k, ring.advance()) {
-    const int32_t stage = ring.stage;
-    mbarrier_wait(&shared.full[stage], ring.phase);
-    if constexpr (kFence) fence_async_shared();
-    const uint64_t at = stage * (Shape::kStageBytes / 16);
-#pragma unroll
-    for (int r = 0; r < Shape::kRowBlocks; ++r) {
-      if (r >= turns) break;
-      const bool rows = Shape::kRowGroups == 1 || (first + r) * 64 < item.rows;
-      Scales<Shape, kGateUp> scales;
-      scales.read(shared.scales(stage), place, r);
-      float part[kCols / 2];
-      named_barrier(kTurn + group, 256);
-      if (rows) {
-        start<kCols>(part, a + at + r * (64 * 128 / 16), b + at);
-        wgmma_wait<1>();
-      }
-      named_barrier_arrive(kTurn + 1 - group, 256);
-      wgmma_wait<0>();
-      wgmma_fence_registers(part);
-      if (r == turns - 1) release<Shape>(shared, stage, place.lane);
-      if (rows) scales.promote(part, sum[r]);
-    }
-    if (turns <= 0) release<Shape>(shared, stage, place.lane);
-  }
-}
-
-template <class Shape, bool kGateUp, bool kFence>
-__device__ __forceinline__ void multiply_overlapped(const Parameters& p,
-                                                    const Place<Shape>& place,
-                                                    const Shared<Shape>& shared,
-                                                    Ring<Shape::kStages>& ring,
-                                                    float (&sum)[1][Shape::kGroupCols / 2]) {
-  constexpr int kCols = Shape::kGroupCols;
-  const uint64_t a = wgmma_descriptor_k128(smem_address(shared.x(0)) + place.row_group * 64 * 128);
-  const uint64_t b =
-      wgmma_descriptor_k128(smem_address(shared.w(0)) + place.col_group * kCols * 128);
-  struct Step {
+  const uint32_t a = descriptor_low(shared.x(0) + place.row_group * 64 * 128);
+  const uint32_t b = descriptor_low(shared.w(0) + place.col_group * kCols * 128);
+  struct Product {
     int32_t stage;
     Scales<Shape, kGateUp> scales;
   };
-  int32_t k = 0;  // the next step; the other K group's are passed over
+  Product even;
+  Product odd;
+  float even_part[kCols / 2];
+  float odd_part[kCols / 2];
+  int32_t k = 0;  // the next step
   const auto pass = [&] {
     ++k;
     ring.advance();
   };
-  const auto begin = [&](Step& step, float(&part)[kCols / 2]) {
-    step.stage = ring.stage;
+  const auto begin = [&](Product& product, float(&part)[kCols / 2]) {
     mbarrier_wait(&shared.full[ring.stage], ring.phase);
-    if constexpr (kFence) fence_async_shared();
-    const uint64_t at = ring.stage * (Shape::kStageBytes / 16);
+    product.stage = ring.stage;
+    const uint32_t at = ring.stage * (Shape::kStageBytes / 16);
     start<kCols>(part, a + at, b + at);
-    step.scales.read(shared.scales(ring.stage), place, 0);
+    product.scales.read(shared.scales(ring.stage), place);
     pass();
-    if (Shape::kKGroups == 2 && k < p.k_blocks) pass();
+    if (Shape::kKGroups == 2 && k < p.k_blocks) pass();  // the other group's step
   };
-  const auto end = [&](const Step& step, float(&part)[kCols / 2]) {
+  const auto end = [&](const Product& product, float(&part)[kCols / 2]) {
     wgmma_fence_registers(part);
-    release<Shape>(shared, step.stage, place.lane);
-    step.scales.promote(part, sum[0]);
+    release<Shape>(shared, product.stage, place.lane);
+    product.scales.promote(part, sum);
   };
   if (place.k_group == 1) pass();
-  if (k < p.k_blocks) {
-    Step even;
-    Step odd;
-    float even_part[kCols / 2];
-    float odd_part[kCols / 2];
-    begin(even, even_part);
+  if (k >= p.k_blocks) return;
+  begin(even, even_part);
 #pragma unroll 1
-    while (true) {
-      if (k >= p.k_blocks) {
-        wgmma_wait<0>();
-        end(even, even_part);
-        break;
-      }
-      begin(odd, odd_part);
-      wgmma_wait<2>();
+  while (true) {
+    if (k >= p.k_blocks) {
+      wgmma_wait<0>();
       end(even, even_part);
-      if (k >= p.k_blocks) {
-        wgmma_wait<0>();
-        end(odd, odd_part);
-        break;
-      }
-      begin(even, even_part);
-      wgmma_wait<2>();
-      end(odd, odd_part);
+      break;
     }
+    begin(odd, odd_part);
+    wgmma_wait<1>();
+    end(even, even_part);
+    if (k >= p.k_blocks) {
+      wgmma_wait<0>();
+      end(odd, odd_part);
+      break;
+    }
+    begin(even, even_part);
+    wgmma_wait<1>();
+    end(odd, odd_part);
   }
 }
 
@@ -579,20 +625,18 @@ __device__ __forceinline__ void multiply_overlapped(const Parameters& p,
 
 // The second K group hands its sums to the first, which alone stores.
 template <class Shape>
-__device__ __forceinline__ void join_k_groups(
-    const Place<Shape>& place,
-    const Shared<Shape>& shared,
-    float (&sum)[Shape::kRowBlocks][Shape::kGroupCols / 2]) {
-  static_assert(Shape::kRowBlocks == 1);
-  float* cells = shared.exchange + place.warp * 32 + place.lane;
+__device__ __forceinline__ void join_k_groups(const Place<Shape>& place,
+                                              const Shared<Shape>& shared,
+                                              float (&sum)[Shape::kGroupCols / 2]) {
+  float* cells = shared.exchange + 2 * Shape::kMaxima + place.warp * 32 + place.lane;
   if (place.k_group == 1) {
 #pragma unroll
-    for (int i = 0; i < Shape::kGroupCols / 2; ++i) cells[i * 128] = sum[0][i];
+    for (int i = 0; i < Shape::kGroupCols / 2; ++i) cells[i * 128] = sum[i];
   }
   named_barrier(1, 256);
   if (place.k_group == 0) {
 #pragma unroll
-    for (int i = 0; i < Shape::kGroupCols / 2; ++i) sum[0][i] += cells[i * 128];
+    for (int i = 0; i < Shape::kGroupCols / 2; ++i) sum[i] += cells[i * 128];
   }
   named_barrier(2, 256);
 }
@@ -642,36 +686,32 @@ __device__ __forceinline__ void store_rows(
 }
 
 template <class Shape>
-__device__ __forceinline__ void store_plain(
-    const Parameters& p,
-    const Item& item,
-    const Place<Shape>& place,
-    uint8_t* staging,
-    const float (&sum)[Shape::kRowBlocks][Shape::kGroupCols / 2]) {
-  constexpr int kBlocks = Shape::kGroupCols < 64 ? Shape::kGroupCols / 8 : 8;
+__device__ __forceinline__ void store_plain(const Parameters& p,
+                                            const Item& item,
+                                            const Place<Shape>& place,
+                                            uint8_t* staging,
+                                            const float (&sum)[Shape::kGroupCols / 2]) {
+  constexpr int kBlocks = Shape::kGroupCols % 64 == 0 ? 8 : 4;  // 8-column blocks at a time
+  const int32_t rows = item.rows - place.strip_row();
+  if (rows <= 0) return;
 #pragma unroll
-  for (int r = 0; r < Shape::kRowBlocks; ++r) {
-    const int32_t rows = item.rows - place.strip_row(r);
-    if (rows <= 0) break;
-#pragma unroll
-    for (int part = 0; part < Shape::kGroupCols / 8 / kBlocks; ++part) {
-      const int32_t col = item.col + place.col_group * Shape::kGroupCols + part * kBlocks * 8;
-      if (col >= p.w_rows) break;
-      store_rows<kBlocks>(staging,
-                          place.lane,
-                          rows,
-                          p.out + (item.row + place.strip_row(r)) * p.out_stride + col,
-                          p.out_stride,
-                          [&](int j, int h) {
-                            const float* d = &sum[r][4 * (part * kBlocks + j) + 2 * h];
-                            return pack_bf16(d[0], d[1]);
-                          });
-    }
+  for (int part = 0; part < Shape::kGroupCols / 8 / kBlocks; ++part) {
+    const int32_t col = item.col + place.col_group * Shape::kGroupCols + part * kBlocks * 8;
+    if (col >= p.w_rows) break;
+    store_rows<kBlocks>(staging,
+                        place.lane,
+                        rows,
+                        p.out + (item.row + place.strip_row()) * p.out_stride + col,
+                        p.out_stride,
+                        [&](int j, int h) {
+                          const float* d = &sum[4 * (part * kBlocks + j) + 2 * h];
+                          return pack_bf16(d[0], d[1]);
+                        });
   }
 }
 
 __device__ __forceinline__ float swiglu(float gate, float up) {
-  return gate / (1.0F + __expf(-gate)) * up;
+  return __fdividef(gate, 1.0F + __expf(-gate)) * up;
 }
 
 // Turns the thread's gate values (8-column blocks 2 p) into h in place; the up values stay behind.
@@ -685,99 +725,149 @@ __device__ __forceinline__ void apply_swiglu(float (&d)[kCount]) {
 }
 
 template <class Shape>
-__device__ __forceinline__ void store_swiglu_bf16(
-    const Parameters& p,
-    const Item& item,
-    const Place<Shape>& place,
-    uint8_t* staging,
-    float (&sum)[Shape::kRowBlocks][Shape::kGroupCols / 2]) {
+__device__ __forceinline__ void store_swiglu_bf16(const Parameters& p,
+                                                  const Item& item,
+                                                  const Place<Shape>& place,
+                                                  uint8_t* staging,
+                                                  float (&sum)[Shape::kGroupCols / 2]) {
   static_assert(Shape::kGroupCols == 128);
   const int32_t col = (item.col + place.col_group * 128) / 2;  // of h
+  const int32_t rows = item.rows - place.strip_row();
+  if (rows <= 0) return;
+  apply_swiglu(sum);
+  __nv_bfloat16* out = p.out + (item.row + place.strip_row()) * p.out_stride + col;
+  // Two halves of 32 columns, since I is a multiple of 32 alone.
 #pragma unroll
-  for (int r = 0; r < Shape::kRowBlocks; ++r) {
-    const int32_t rows = item.rows - place.strip_row(r);
-    if (rows <= 0) break;
-    apply_swiglu(sum[r]);
-    __nv_bfloat16* out = p.out + (item.row + place.strip_row(r)) * p.out_stride + col;
-    // Two halves of 32 columns, since I is a multiple of 32 alone.
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      if (col + half * 32 >= p.w_rows / 2) break;
-      store_rows<4>(staging, place.lane, rows, out + half * 32, p.out_stride, [&](int j, int h) {
-        const float* d = &sum[r][8 * (half * 4 + j) + 2 * h];
-        return pack_bf16(d[0], d[1]);
-      });
-    }
+  for (int half = 0; half < 2; ++half) {
+    if (col + half * 32 >= p.w_rows / 2) break;
+    store_rows<4>(staging, place.lane, rows, out + half * 32, p.out_stride, [&](int j, int h) {
+      const float* d = &sum[8 * (half * 4 + j) + 2 * h];
+      return pack_bf16(d[0], d[1]);
+    });
   }
 }
 
-// A 256-row tile of W is one group of 128 of h: each column group has half of it, and the row
-// maxima meet in shared memory. `parity` alternates, so that a warpgroup one item ahead does not
-// overwrite maxima that are still read.
+// Stores to shared memory of another block of the cluster and counts the bytes on that block's
+// barrier.
+__device__ __forceinline__ void remote_store(uint32_t address, float value, uint32_t barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(
+          address),
+      "r"(__float_as_uint(value)),
+      "r"(barrier)
+      : "memory");
+}
+
+// 256 rows of W make one group of 128 of h. It may lie in two column groups and several blocks:
+// each tells all the largest magnitude of its part of every row. `turn` counts the block's items:
+// its parity picks one of two sets of maxima, so that a reader is never overtaken.
 template <class Shape>
-__device__ __forceinline__ void store_swiglu_quantized(
-    const Parameters& p,
-    const Item& item,
-    const Place<Shape>& place,
-    const Shared<Shape>& shared,
-    uint8_t* staging,
-    int32_t parity,
-    float (&sum)[Shape::kRowBlocks][Shape::kGroupCols / 2]) {
-  static_assert(Shape::kGroupCols == 128 && Shape::kColGroups == 2);
-  float* maxima = shared.exchange + parity * 2 * Shape::kRows;
-  float largest[Shape::kRowBlocks][2];
-#pragma unroll
-  for (int r = 0; r < Shape::kRowBlocks; ++r) {
-    apply_swiglu(sum[r]);
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      float m = 0;
-#pragma unroll
-      for (int b = 0; b < 8; ++b)
-        m = fmaxf(m, fmaxf(fabsf(sum[r][8 * b + 2 * h]), fabsf(sum[r][8 * b + 2 * h + 1])));
-      m = fmaxf(m, __shfl_xor_sync(~0U, m, 1));
-      m = fmaxf(m, __shfl_xor_sync(~0U, m, 2));
-      largest[r][h] = m;
-      if (place.lane % 4 == 0) {
-        maxima[place.col_group * Shape::kRows + place.strip_row(r) + 8 * h + place.lane / 4] = m;
+struct Maxima {
+  float* cells;
+  uint64_t* peaks;
+  int32_t rank;
+  uint32_t phase;
+
+  __device__ __forceinline__ Maxima(const Shared<Shape>& shared,
+                                    int32_t turn,
+                                    int32_t rank_in_cluster)
+      : cells(shared.exchange + turn % 2 * Shape::kMaxima),
+        peaks(&shared.peaks[turn % 2]),
+        rank(rank_in_cluster),
+        phase(turn / 2 % 2) {}
+  // One announcement per item, by a thread that writes after it.
+  __device__ __forceinline__ void open() const {
+    if (Shape::kParts > 1 && threadIdx.x == 0) mbarrier_arrive_expect(peaks, Shape::kMaxima * 4);
+  }
+  // `value` of row `row`, the same in the 4 lanes of a quad.
+  __device__ __forceinline__ void write(const Place<Shape>& place, int32_t row, float value) const {
+    if constexpr (Shape::kParts == 1) {
+      if (place.lane % 4 == 0) cells[place.col_group * Shape::kRows + row] = value;
+    } else {
+      const uint32_t cell =
+          smem_address(cells + (rank * Shape::kColGroups + place.col_group) * Shape::kRows + row);
+      for (int32_t part = place.lane % 4; part < Shape::kParts; part += 4) {
+        remote_store(
+            cluster_address(cell, part), value, cluster_address(smem_address(peaks), part));
       }
     }
   }
-  named_barrier(1, 256);
+  __device__ __forceinline__ void wait() const {
+    if constexpr (Shape::kParts > 1) {
+      mbarrier_wait(peaks, phase);
+    } else if constexpr (Shape::kColGroups == 2) {
+      named_barrier(1, 256);
+    } else {
+      __syncwarp();
+    }
+  }
+  __device__ __forceinline__ float read(int32_t row) const {
+    float largest = 0;
+#pragma unroll
+    for (int i = 0; i < Shape::kParts * Shape::kColGroups; ++i)
+      largest = fmaxf(largest, cells[i * Shape::kRows + row]);
+    return largest;
+  }
+};
+
+template <class Shape>
+__device__ __forceinline__ void store_swiglu_quantized(const Parameters& p,
+                                                       const Item& item,
+                                                       const Place<Shape>& place,
+                                                       const Maxima<Shape>& maxima,
+                                                       uint8_t* staging,
+                                                       float (&sum)[Shape::kGroupCols / 2]) {
+  constexpr int kBlocks = Shape::kGroupCols / 16;  // 8-column blocks of h
+  constexpr int kRowBytes = kBlocks * 8;
+  static_assert(Shape::kCols * Shape::kParts == 256);
+  maxima.open();
+  apply_swiglu(sum);
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    float m = 0;
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b) {
+      m = fmaxf(m, fmaxf(fabsf(sum[8 * b + 2 * h]), fabsf(sum[8 * b + 2 * h + 1])));
+    }
+    m = fmaxf(m, __shfl_xor_sync(~0U, m, 1));
+    m = fmaxf(m, __shfl_xor_sync(~0U, m, 2));
+    maxima.write(place, place.strip_row() + 8 * h + place.lane / 4, m);
+  }
+  maxima.wait();
   const int32_t group = item.col / 256;
+  const int32_t col = (item.col + place.col_group * Shape::kGroupCols) / 2;  // of h
+  const int32_t rows = item.rows - place.strip_row();
+  if (rows <= 0) return;
+  __syncwarp();
 #pragma unroll
-  for (int r = 0; r < Shape::kRowBlocks; ++r) {
-    const int32_t rows = item.rows - place.strip_row(r);
-    if (rows <= 0) break;
-    __syncwarp();
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int32_t row = 8 * h + place.lane / 4;
-      const float other = maxima[(1 - place.col_group) * Shape::kRows + place.strip_row(r) + row];
-      const float m = fmaxf(largest[r][h], other);
-      const float scale = m > 0 ? m / 448.0F : 1.0F;
-      if (place.col_group == 0 && place.lane % 4 == 0 && row < rows) {
-        p.out_scale[group * p.out_scale_stride + item.row + place.strip_row(r) + row] = scale;
-      }
-#pragma unroll
-      for (int b = 0; b < 8; ++b) {
-        const float2 pair =
-            make_float2(sum[r][8 * b + 2 * h] / scale, sum[r][8 * b + 2 * h + 1] / scale);
-        *reinterpret_cast<__nv_fp8x2_storage_t*>(staging + row * 64 + b * 8 + place.lane % 4 * 2) =
-            __nv_cvt_float2_to_fp8x2(pair, __NV_SATFINITE, __NV_E4M3);
-      }
+  for (int h = 0; h < 2; ++h) {
+    const int32_t row = 8 * h + place.lane / 4;
+    const float m = maxima.read(place.strip_row() + row);
+    const float scale = m > 0 ? m / 448.0F : 1.0F;
+    const float inverse = 1.0F / scale;
+    if (col % 128 == 0 && place.lane % 4 == 0 && row < rows) {
+      p.out_scale[group * p.out_scale_stride + item.row + place.strip_row() + row] = scale;
     }
-    __syncwarp();
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int32_t row = i * 8 + place.lane / 4;
-      const int32_t chunk = place.lane % 4;
-      const uint4 bytes = *reinterpret_cast<const uint4*>(staging + row * 64 + chunk * 16);
-      uint8_t* to = p.out_data +
-                    (item.row + place.strip_row(r) + row) * static_cast<int64_t>(p.w_rows / 2) +
-                    group * 128 + place.col_group * 64 + chunk * 16;
-      if (row < rows) *reinterpret_cast<uint4*>(to) = bytes;
+    for (int b = 0; b < kBlocks; ++b) {
+      const float2 pair =
+          make_float2(sum[8 * b + 2 * h] * inverse, sum[8 * b + 2 * h + 1] * inverse);
+      *reinterpret_cast<__nv_fp8x2_storage_t*>(staging + row * kRowBytes + b * 8 +
+                                               place.lane % 4 * 2) =
+          __nv_cvt_float2_to_fp8x2(pair, __NV_SATFINITE, __NV_E4M3);
     }
+  }
+  __syncwarp();
+  constexpr int kChunks = kRowBytes / 16;
+#pragma unroll
+  for (int i = place.lane; i < 16 * kChunks; i += 32) {
+    const int32_t row = i / kChunks;
+    const int32_t chunk = i % kChunks;
+    uint8_t* to = p.out_data +
+                  (item.row + place.strip_row() + row) * static_cast<int64_t>(p.w_rows / 2) + col +
+                  chunk * 16;
+    if (row < rows)
+      *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(staging + i * 16);
   }
 }
 
@@ -787,23 +877,24 @@ __device__ __forceinline__ void store_swiglu_quantized(
 
 template <class Shape, Rows kRowsKind, Output kOutput>
 __global__ void __launch_bounds__(Shape::kThreads, 1)
-    block_product(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ Parameters p) {
+    block_product(const __grid_constant__ XMaps maps, const __grid_constant__ Parameters p) {
 #ifdef R1D_SM90
   extern __shared__ uint8_t raw[];
   const Shared<Shape> shared(raw);
   constexpr int kConsumerThreads = Shape::kConsumers * 128;
   constexpr bool kGathers = kRowsKind == Rows::kGathered;
   constexpr bool kGateUp = kOutput != Output::kPlain;
-  static_assert(!kGathers || Shape::kCluster == 1);
-  const int32_t rank = Shape::kCluster > 1 ? cluster_rank() : 0;
+  static_assert(!kGathers || Shape::kBlocks == 1);
+  const int32_t rank = Shape::kBlocks > 1 ? cluster_rank() : 0;
   if (threadIdx.x == 0) {
     for (int s = 0; s < Shape::kStages; ++s) {
-      mbarrier_init(&shared.full[s], kGathers ? 129 : 33);
+      mbarrier_init(&shared.full[s], kGathers ? 5 : 33);
       mbarrier_init(&shared.empty[s], Shape::kConsumers / Shape::kKGroups * 4 * Shape::kCluster);
     }
+    for (int i = 0; i < 2; ++i) mbarrier_init(&shared.peaks[i], 1);
     mbarrier_init_fence();
   }
-  if constexpr (Shape::kCluster > 1) {
+  if constexpr (Shape::kBlocks > 1) {
     cluster_arrive();
     cluster_wait();
   } else {
@@ -813,32 +904,27 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   grid_launch_dependents();
 
   if (threadIdx.x >= kConsumerThreads) {
-    registers_lower<40>();
+    registers_lower<kGathers ? 56 : 40>();
     const int32_t thread = threadIdx.x - kConsumerThreads;
     if constexpr (kGathers) {
       produce_gathered<Shape, kRowsKind, kGateUp>(p, shared, thread);
     } else if (thread == 0) {
-      produce_tiles<Shape, kRowsKind>(p, x_map, shared, rank);
+      produce_tiles<Shape, kRowsKind>(p, maps, shared, rank);
     } else if (thread / 32 == 1) {
       produce_scales<Shape, kRowsKind, kGateUp>(p, shared, rank, thread % 32);
     }
     __syncwarp();
   } else {
-    registers_raise<232>();
+    registers_raise<kGathers ? 224 : 232>();
     const Place<Shape> place(threadIdx.x);
     uint8_t* staging = shared.staging + threadIdx.x / 32 * 2048;
     Ring<Shape::kStages> ring;
-    int32_t parity = 0;
-    if (!Shape::kOverlapped && threadIdx.x >= 128) named_barrier_arrive(kTurn, 256);
-    const int32_t count = item_count<Shape, kRowsKind>(p);
-    for (int32_t i = blockIdx.x / Shape::kCluster; i < count; i += gridDim.x / Shape::kCluster) {
-      const Item item = item_at<Shape, kRowsKind>(p, i, rank);
-      float sum[Shape::kRowBlocks][Shape::kGroupCols / 2] = {};
-      if constexpr (Shape::kOverlapped) {
-        multiply_overlapped<Shape, kGateUp, kGathers>(p, place, shared, ring, sum);
-      } else {
-        multiply_in_turns<Shape, kGateUp, kGathers>(p, item, place, shared, ring, sum);
-      }
+    int32_t turn = 0;
+    Items<Shape, kRowsKind> items(p, rank);
+    Item item;
+    while (items.take(item)) {
+      float sum[Shape::kGroupCols / 2] = {};
+      multiply<Shape, kGateUp>(p, place, shared, ring, sum);
       if constexpr (Shape::kKGroups == 2) {
         join_k_groups<Shape>(place, shared, sum);
         if (place.k_group == 1) continue;
@@ -848,14 +934,12 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       } else if constexpr (kOutput == Output::kSwiGluBf16) {
         store_swiglu_bf16<Shape>(p, item, place, staging, sum);
       } else {
-        store_swiglu_quantized<Shape>(p, item, place, shared, staging, parity, sum);
-        parity ^= 1;
+        store_swiglu_quantized<Shape>(
+            p, item, place, Maxima<Shape>(shared, turn++, rank), staging, sum);
       }
     }
-    // Its last turn was offered to the first warpgroup and not taken.
-    if (!Shape::kOverlapped && threadIdx.x < 128) named_barrier(kTurn, 256);
   }
-  if constexpr (Shape::kCluster > 1) {
+  if constexpr (Shape::kBlocks > 1) {
     // A block leaves when no other of its cluster may still copy to it or arrive on its barriers.
     cluster_arrive();
     cluster_wait();

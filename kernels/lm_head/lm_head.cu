@@ -13,7 +13,8 @@
 //           3, 4 or 8 CTAs shares K, so that more SMs read. The weight warp starts before the
 //           dependency wait. Shared memory sets the occupancy: 200 KB of stages an SM.
 // Numerics  f32 accumulators along K; a cluster's partial sums are added in rank order. The split
-//           is a function of N and K, so a row's bits do not depend on M.
+//           is a function of N and K up to 128 tokens, and beyond when asked for, so that a row's
+//           bits do not depend on M.
 // Source    operands swapped for few tokens: published by TensorRT-LLM and DeepGEMM.
 #include <algorithm>
 #include <iterator>
@@ -180,10 +181,8 @@ __global__ void __launch_bounds__(Tile<kTileRows, kTileTokens>::kThreads)
   if (warp == kWeightWarp) {
     if (elect_one()) {
       tensor_prefetch_map(&weights);
-      const int count = end - begin;
-      for (int block = 0; block < count; ++block) {
+      for (int block = 0; block < end - begin; ++block) {
         const int stage = block % T::kStages;
-        if (block == T::kStages) grid_launch_dependents();  // the ring is full: the next may start
         mbarrier_wait(&empty[stage], (block / T::kStages + 1) & 1);
         mbarrier_arrive_expect(&full[stage], T::kWeightBytes);
         tensor_load_2d(stages + stage * T::kStageBytes,
@@ -383,19 +382,26 @@ cudaError_t enqueue_mma(const __nv_bfloat16* w,
 
 }  // namespace
 
-Bf16GemmPlan plan_bf16_gemm(int64_t m, int64_t n, int64_t k, int capability) {
-  if (capability != 90)
-    return {
-        .path = Bf16GemmPlan::Path::kMma, .tile_rows = kMmaRows, .tile_tokens = m <= 8 ? 8 : 32};
-  constexpr int64_t kSlots =
-      240;  // CTAs of 64 rows at once: two an SM, less where clusters do not fit
-  constexpr int64_t kLeastBlocks = 4;  // of K a CTA
+Bf16GemmPlan plan_bf16_gemm(int64_t m, int64_t n, int64_t k, int capability, bool deterministic) {
   Bf16GemmPlan plan;
-  for (const int split : {2, 3, 4, 8}) {
-    if (ceil_div(n, 64) * split <= kSlots && ceil_div(k, kBlockK) >= kLeastBlocks * split)
-      plan.split = split;
+  if (capability != 90) {
+    plan.path = Bf16GemmPlan::Path::kMma;
+    plan.tile_rows = kMmaRows;
+    plan.tile_tokens = m <= 8 ? 8 : 32;
+    return plan;
   }
-  constexpr int kTiles[] = {8, 16, 32, 64, 128};
+  // CTAs of 128 rows at once, or pairs of 64 rows: one an SM, less where clusters do not fit.
+  constexpr int64_t kSlots = 120;
+  constexpr int64_t kLeastBlocks = 4;  // of K a CTA
+  constexpr int64_t kMostTokens = 128;
+  const int64_t copies = deterministic ? 1 : ceil_div(m, kMostTokens);  // tiles of the same rows
+  for (const int split : {2, 3, 4, 8}) {
+    if (ceil_div(n, 64) * split * copies <= 2 * kSlots &&
+        ceil_div(k, kBlockK) >= kLeastBlocks * split) {
+      plan.split = split;
+    }
+  }
+  constexpr int kTiles[] = {8, 16, 32, 64, kMostTokens};
   plan.tile_tokens = *std::lower_bound(std::begin(kTiles), std::end(kTiles) - 1, m);
   // Tall tiles read the activations half as often, but there must be enough of them.
   constexpr int64_t kLeastTall = 64;
@@ -424,7 +430,7 @@ cudaError_t bf16_gemm_decode(const Bf16GemmDecode& a, const Launch& launch) {
                   .out_stride = a.out_stride != 0 ? a.out_stride : a.n,
                   .out_bf16 = a.out_bf16};
   const Bf16GemmPlan plan =
-      a.plan != nullptr ? *a.plan : plan_bf16_gemm(a.m, a.n, a.k, a.capability);
+      a.plan != nullptr ? *a.plan : plan_bf16_gemm(a.m, a.n, a.k, a.capability, a.deterministic);
   if (plan.path == Bf16GemmPlan::Path::kMma) return enqueue_mma(a.w, p, plan.tile_tokens, launch);
   switch (plan.tile_rows * 1000 + plan.tile_tokens) {
     case 64008:

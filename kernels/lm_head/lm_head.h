@@ -11,8 +11,7 @@
 
 namespace r1d::kernels {
 
-// How a product is cut. The K split depends on N and K alone, so a row's bits do not depend on the
-// batch.
+// How a product is cut.
 struct Bf16GemmPlan {
   enum class Path : uint8_t { kWgmma, kMma };
   Path path = Path::kWgmma;
@@ -21,8 +20,9 @@ struct Bf16GemmPlan {
   int split = 1;        // CTAs of a cluster that share K
 };
 // Chosen from measurements (README.md). `capability` of the device: 90 takes wgmma, any other from
-// 80 on mma.sync.
-Bf16GemmPlan plan_bf16_gemm(int64_t m, int64_t n, int64_t k, int capability);
+// 80 on mma.sync. The K split, and with it the order of a row's sum, is a function of N and K alone
+// up to 128 rows, and up to 256 when `deterministic`: then a row's bits do not depend on the batch.
+Bf16GemmPlan plan_bf16_gemm(int64_t m, int64_t n, int64_t k, int capability, bool deterministic);
 
 struct Bf16GemmDecode {
   static constexpr int64_t kMaxRows = 256;
@@ -36,6 +36,7 @@ struct Bf16GemmDecode {
   void* out = nullptr;               // [M, N] f32, or bf16 when out_bf16
   bool out_bf16 = false;
   int64_t out_stride = 0;              // elements; 0: N
+  bool deterministic = true;           // false: faster above 128 rows where N is small
   int capability = 90;                 // of the device
   const Bf16GemmPlan* plan = nullptr;  // null: plan_bf16_gemm's; benchmarks try others
 };

@@ -2,21 +2,19 @@
 // Problem   o[t, h] = softmax(q_latent[t, h] K^T) K[:, :512] over the pages of t's sequence, K its
 //           cached rows; one to four query tokens a sequence, all heads of the rank at once.
 // Layout    q_latent [T, H, 576] bf16, scaled to base-2 scores; cache [blocks, block_size, 576]
-// bf16;
-//           results in the workspace (plan.cuh).
-// Bound     1152 bytes a cached token; flops 2 * H * (576 + 512) a cached and query token. 16
-// heads, one
-//           query: 30 flop a byte, far below the machine's 200: memory. 64 x 4096 tokens: 71 us.
-// Launch    One block an SM: two math warpgroups, a warp that loads the cache and one that loads
-// queries.
-//           Shared memory is a ring of 8 KB slices (64 tokens x 64 values), 24 of them at 16
-//           columns: 147 KB of loads under way while a page is worked on.
-// Numerics  f32 sums, running maximum in base 2, bf16 probabilities. A column that sees no key:
-// zeros. Source    DeepSeek-V2 report, section 2.1; online softmax as in FlashAttention; own
-// derivation of the
-//           swapped operands: a page is 64 keys, so the scores are S^T = K q^T with the keys on the
-//           tensor cores' 64-row side and the heads as the narrow one, and the sum O^T = K^T P^T
-//           reads the same slices the other way round. No row is padding at 16 heads.
+//           bf16; results in the workspace (plan.cuh).
+// Bound     1152 bytes a cached token; 2 H (576 + 512) flops a cached and query token. 16 heads,
+//           one query: 30 flops a byte, far below the machine's 200: memory. 64 x 4096 tokens:
+//           71 us at 4.3 TB/s.
+// Launch    One block an SM: two math warpgroups, a warp that loads the cache, one that loads
+//           queries. Shared memory is a ring of 8 KB slices (64 tokens x 64 values), 23 of them at
+//           16 columns: 2.5 pages, of which a half to one are worked on and the rest under way.
+// Numerics  f32 sums, running maximum in base 2, bf16 probabilities. A column that sees no key
+//           gives zeros.
+// Source    DeepSeek-V2 report, section 2.1; online softmax as in FlashAttention. The operands are
+//           swapped: a page is 64 keys, so the scores are S^T = K q^T with keys on the tensor
+//           cores' 64-row side and heads on the narrow one, and the sums O^T = K^T P^T read the
+//           same slices the other way round. No row is padding at 16 heads.
 #include "kernels/common/tensor_map.h"
 #include "kernels/common/wgmma.cuh"
 #include "kernels/mla_decode/plan.cuh"
@@ -31,10 +29,6 @@ constexpr int kSlices = kRow / kSliceCols;           // of a page: rope first, t
 constexpr int kGroupWarps = 4;
 constexpr int kGroupThreads = 128;
 constexpr int kMathThreads = 2 * kGroupThreads;
-// Whether the math groups take turns on the pages or share each (see MathGroup).
-constexpr bool takes_turns(int columns) {
-  return columns <= 32;
-}
 // From 32 columns on the math groups need more registers than 320 threads could have each: there
 // the loaders are a whole warpgroup, which gives its own away.
 constexpr bool moves_registers(int columns) {
@@ -47,17 +41,17 @@ constexpr int kBarrierAll = 1;    // named barriers
 constexpr int kBarrierGroup = 2;  // and 3
 
 // Shared memory of a block for `kColumns` (query token, head) columns.
-template <int kColumns>
+template <int kColumns, bool kTurns>
 struct Shared {
-  static constexpr int kSlots = kColumns == 16 ? 24 : kColumns == 32 ? 22 : 17;
+  static constexpr int kSlots = kColumns == 16 ? 23 : kColumns == 32 ? 22 : 17;
   uint8_t slots[kSlots][kSliceBytes];        // 1024-byte aligned, 128-byte swizzle
   uint8_t queries[kSlices][kColumns * 128];  // K-major, 128-byte swizzle
   uint8_t probabilities[2][kColumns * 128];  // [column][64 keys] bf16, 128-byte swizzle
   // Maxima, then sums, of a group's warps over the columns it scores.
-  float warp_values[2][kGroupWarps][takes_turns(kColumns) ? kColumns : kColumns / 2];
-  float factors[2][takes_turns(kColumns) ? 4 : kColumns];    // of the sums so far; pages shared
-  float group_max[2][takes_turns(kColumns) ? kColumns : 4];  // where the groups meet; pages in turn
-  float group_sum[2][takes_turns(kColumns) ? kColumns : 4];
+  float warp_values[2][kGroupWarps][kTurns ? kColumns : kColumns / 2];
+  float factors[2][kTurns ? 4 : kColumns];    // of the sums so far; pages shared
+  float group_max[2][kTurns ? kColumns : 4];  // where the groups meet; pages in turn
+  float group_sum[2][kTurns ? kColumns : 4];
   uint64_t full[kSlots];
   uint64_t empty[kSlots];
   uint64_t queries_full;
@@ -110,8 +104,8 @@ __device__ __forceinline__ void stmatrix_x2_trans(uint32_t address, uint32_t r0,
 __device__ __forceinline__ void tensor_load_2d_hint(
     void* to, const void* map, int32_t x, int32_t y, uint64_t* barrier, uint64_t policy) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_"
-      "hint "
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".L2::cache_hint "
       "[%0], [%1, {%3, %4}], [%2], %5;" ::"r"(smem_address(to)),
       "l"(map),
       "r"(smem_address(barrier)),
@@ -135,32 +129,46 @@ __device__ __forceinline__ float column_sum(float x) {
 // ---- load --------------------------------------------------------------------------------------
 
 // One warp: the cache rows of all the block's items, slice by slice.
-template <int kColumns, bool kDeterministic>
-__device__ void load_cache(Shared<kColumns>& shared,
+template <int kColumns, bool kTurns, bool kDeterministic>
+__device__ void load_cache(Shared<kColumns, kTurns>& shared,
                            const CUtensorMap& cache_map,
                            const Arguments& args,
-                           int part) {
+                           Walk<kDeterministic> walk) {
   const int lane = threadIdx.x % 32;
   const int blocks_a_page = kPage / args.block_size;
   const uint64_t policy = l2_evict_first();
-  RingPlace<Shared<kColumns>::kSlots> place(0, 1);  // parity 1: an empty slot needs no wait
-  Walk<kDeterministic> walk(args.plan, args.num_sequences, part);
+  RingPlace<Shared<kColumns, kTurns>::kSlots> place(0, 1);  // parity 1: an empty slot needs no wait
+  // The first page's block is known from the plan: one load fewer before the first copy.
+  const int known_block = walk.sequence.first_block;
+  const int known_sequence = args.block_size == kPage ? walk.sequence.index : -1;
+  const int known_page = walk.first_page();
+  bool waited = false;
   while (walk.next()) {
+    // Pages before it were written by earlier steps.
+    const int fresh_page = (walk.sequence.context_len - walk.sequence.query_len) / kPage;
     const int32_t* ids = args.block_ids + walk.sequence.block_begin;
     const int last = (walk.sequence.context_len + args.block_size - 1) / args.block_size;
     int held = 0;  // lane's id of a batch of 32
     int batch = -1;
     for (int page = walk.begin; page < walk.end; ++page) {
       const int first = page * blocks_a_page;
-      if (first / 32 != batch) {
-        batch = first / 32;
-        held = batch * 32 + lane < last ? ids[batch * 32 + lane] : 0;
-      }
       const int count = min(blocks_a_page, last - first);
+      if (page >= fresh_page && !waited) {
+        grid_dependency_wait();
+        waited = true;
+      }
       int rows[4];
+      if (walk.sequence.index == known_sequence && page == known_page) {
+        rows[0] = known_block * kPage;
+      } else {
+        if (first / 32 != batch) {
+          batch = first / 32;
+          held = batch * 32 + lane < last ? ids[batch * 32 + lane] : 0;
+        }
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        rows[i] = __shfl_sync(~0U, held, (first + i) % 32) * args.block_size;
+        for (int i = 0; i < 4; ++i) {
+          rows[i] = __shfl_sync(~0U, held, (first + i) % 32) * args.block_size;
+        }
       }
       if (lane == 0) {
 #pragma unroll 1
@@ -188,14 +196,13 @@ __device__ void load_cache(Shared<kColumns>& shared,
 }
 
 // One thread: the queries of each item.
-template <int kColumns, bool kDeterministic>
-__device__ void load_queries(Shared<kColumns>& shared,
+template <int kColumns, bool kTurns, bool kDeterministic>
+__device__ void load_queries(Shared<kColumns, kTurns>& shared,
                              const CUtensorMap& query_map,
                              const Arguments& args,
-                             int part,
+                             Walk<kDeterministic> walk,
                              int group) {
   uint32_t parity = 1;
-  Walk<kDeterministic> walk(args.plan, args.num_sequences, part);
   while (walk.next()) {
     const int row = walk.sequence.query_begin * args.heads + group * kColumns;
     mbarrier_wait(&shared.queries_empty, parity);
@@ -214,18 +221,17 @@ __device__ void load_queries(Shared<kColumns>& shared,
 // of its own, which meet at the item's end. With 64 the sums of 512 values would not fit into one
 // group's registers: both work on every page, each on the scores of half the columns and, with the
 // probabilities of both, on the sums of half the values.
-template <int kColumns, bool kDeterministic>
+template <int kColumns, bool kTurns, bool kDeterministic>
 class MathGroup {
-  static constexpr bool kTurns = takes_turns(kColumns);
   static constexpr int kOwn = kTurns ? kColumns : kColumns / 2;  // columns it scores
   static constexpr int kTiles = kTurns ? 8 : 4;                  // 64 values each, that it sums
   static constexpr int kStored = 4;                              // tiles that it stores
-  static constexpr int kSlots = Shared<kColumns>::kSlots;
+  static constexpr int kSlots = Shared<kColumns, kTurns>::kSlots;
   using Scores = Wgmma<kOwn>;
   using Sums = Wgmma<kColumns>;
 
  public:
-  __device__ MathGroup(Shared<kColumns>& shared, const Arguments& args, int group)
+  __device__ MathGroup(Shared<kColumns, kTurns>& shared, const Arguments& args, int group)
       : shared_(shared),
         args_(args),
         group_(group),
@@ -235,8 +241,7 @@ class MathGroup {
         slots_(smem_address(shared.slots)),
         queries_(smem_address(shared.queries)) {}
 
-  __device__ void run(int part) {
-    Walk<kDeterministic> walk(args_.plan, args_.num_sequences, part);
+  __device__ void run(Walk<kDeterministic> walk) {
     uint32_t queries_parity = 0;
     int position = 0;  // of the item's first slice in the ring
     while (walk.next()) {
@@ -520,7 +525,8 @@ class MathGroup {
       if (lse != nullptr && half_ == 0 && warp_ == 0 && lane_ < 4) lse[column] = most + log2f(sum);
     }
     scale_sums(factors);
-    static_assert(sizeof(Shared<kColumns>::queries) >= kStored * kColumns / 2 * kGroupThreads * 4);
+    static_assert(sizeof(Shared<kColumns, kTurns>::queries) >=
+                  kStored * kColumns / 2 * kGroupThreads * 4);
     auto* staged = reinterpret_cast<float4*>(shared_.queries) + threadIdx.x % kGroupThreads;
     if (half_ == 1) give(staged, 0);
     named_barrier(kBarrierAll, kMathThreads);
@@ -557,7 +563,7 @@ class MathGroup {
     }
   }
 
-  Shared<kColumns>& shared_;
+  Shared<kColumns, kTurns>& shared_;
   const Arguments& args_;
   const int group_;
   const int half_;
@@ -576,7 +582,7 @@ class MathGroup {
 
 #endif  // R1D_SM90
 
-template <int kColumns, bool kDeterministic>
+template <int kColumns, bool kTurns, bool kDeterministic>
 __global__ void __launch_bounds__(threads_of(kColumns), 1)
     decode_kernel(const __grid_constant__ CUtensorMap query_map,
                   const __grid_constant__ CUtensorMap cache_map,
@@ -584,41 +590,50 @@ __global__ void __launch_bounds__(threads_of(kColumns), 1)
 #ifdef R1D_SM90
   extern __shared__ uint8_t raw[];
   auto& shared =
-      *reinterpret_cast<Shared<kColumns>*>(raw + (1024 - smem_address(raw) % 1024) % 1024);
+      *reinterpret_cast<Shared<kColumns, kTurns>*>(raw + (1024 - smem_address(raw) % 1024) % 1024);
   const int part = static_cast<int>(blockIdx.x) / args.groups;
   const int group = static_cast<int>(blockIdx.x) % args.groups;
   const int warp = static_cast<int>(threadIdx.x) / 32;
+  // The plan was complete before the kernels ahead of us began.
+  const Walk<kDeterministic> walk(args.plan, args.num_sequences, part);
   if (threadIdx.x == kMathThreads) {
     tensor_prefetch_map(&cache_map);
     tensor_prefetch_map(&query_map);
-    for (int i = 0; i < Shared<kColumns>::kSlots; ++i) {
-      mbarrier_init(&shared.full[i], 1);
-      mbarrier_init(&shared.empty[i], takes_turns(kColumns) ? kGroupWarps : 2 * kGroupWarps);
+  }
+  if (threadIdx.x < Shared<kColumns, kTurns>::kSlots) {
+    mbarrier_init(&shared.full[threadIdx.x], 1);
+    mbarrier_init(&shared.empty[threadIdx.x], kTurns ? kGroupWarps : 2 * kGroupWarps);
+    if (threadIdx.x == 0) {
+      mbarrier_init(&shared.queries_full, 1);
+      mbarrier_init(&shared.queries_empty, 2 * kGroupWarps);
     }
-    mbarrier_init(&shared.queries_full, 1);
-    mbarrier_init(&shared.queries_empty, 2 * kGroupWarps);
     mbarrier_init_fence();
   }
   __syncthreads();
   if (warp < kMathThreads / 32) {
-    if constexpr (moves_registers(kColumns)) registers_raise<232>();
+    if constexpr (moves_registers(kColumns)) registers_raise<224>();
     grid_dependency_wait();
     grid_launch_dependents();
-    MathGroup<kColumns, kDeterministic>(shared, args, group).run(part);
+    MathGroup<kColumns, kTurns, kDeterministic>(shared, args, group).run(walk);
     return;
   }
-  if constexpr (moves_registers(kColumns)) registers_lower<40>();
+  if constexpr (moves_registers(kColumns)) registers_lower<56>();
   if (warp == kMathThreads / 32) {
-    // Cache and plan were complete before the kernel ahead of us passed its own wait.
-    load_cache<kColumns, kDeterministic>(shared, cache_map, args, part);
+    load_cache<kColumns, kTurns, kDeterministic>(shared, cache_map, args, walk);
   } else if (threadIdx.x == kMathThreads + 32) {
     grid_dependency_wait();
-    load_queries<kColumns, kDeterministic>(shared, query_map, args, part, group);
+    load_queries<kColumns, kTurns, kDeterministic>(shared, query_map, args, walk, group);
   }
 #endif
 }
 
-template <int kColumns>
+// 16 columns can be worked on either way: few sequences give a block one page or two, which both
+// groups finish sooner together; with many, two pages at a time hide each other's latency.
+bool takes_turns(const MlaShape& shape) {
+  return shape.deterministic || shape.num_sequences > 8;
+}
+
+template <int kColumns, bool kTurns>
 cudaError_t launch_decode(const CUtensorMap& query_map,
                           const CUtensorMap& cache_map,
                           const Arguments& args,
@@ -626,15 +641,15 @@ cudaError_t launch_decode(const CUtensorMap& query_map,
                           const Launch& launch) {
   const Grid grid{.blocks = dim3(static_cast<unsigned>(tiling(shape).parts * args.groups)),
                   .threads = dim3(threads_of(kColumns)),
-                  .shared_bytes = sizeof(Shared<kColumns>) + 1024};
-  static_assert(sizeof(Shared<kColumns>) + 1024 <= 232448, "a block's shared memory");
-  return enqueue(
-      shape.deterministic ? decode_kernel<kColumns, true> : decode_kernel<kColumns, false>,
-      grid,
-      launch,
-      query_map,
-      cache_map,
-      args);
+                  .shared_bytes = sizeof(Shared<kColumns, kTurns>) + 1024};
+  static_assert(sizeof(Shared<kColumns, kTurns>) + 1024 <= 232448, "a block's shared memory");
+  return enqueue(shape.deterministic ? decode_kernel<kColumns, kTurns, true>
+                                     : decode_kernel<kColumns, kTurns, false>,
+                 grid,
+                 launch,
+                 query_map,
+                 cache_map,
+                 args);
 }
 
 }  // namespace
@@ -690,11 +705,13 @@ cudaError_t mla_decode(const void* q_latent,
                             .out = mla::workspace_view(workspace, shape)};
   switch (tiling.columns) {
     case 16:
-      return mla::launch_decode<16>(query_map, cache_map, args, shape, launch);
+      return mla::takes_turns(shape)
+                 ? mla::launch_decode<16, true>(query_map, cache_map, args, shape, launch)
+                 : mla::launch_decode<16, false>(query_map, cache_map, args, shape, launch);
     case 32:
-      return mla::launch_decode<32>(query_map, cache_map, args, shape, launch);
+      return mla::launch_decode<32, true>(query_map, cache_map, args, shape, launch);
     default:
-      return mla::launch_decode<64>(query_map, cache_map, args, shape, launch);
+      return mla::launch_decode<64, false>(query_map, cache_map, args, shape, launch);
   }
 }
 

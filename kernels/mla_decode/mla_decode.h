@@ -66,8 +66,9 @@ MlaWeights mla_weights(const void* absorbed, int32_t heads);
 
 // The step's division of work on the device, shared by all layers.
 size_t mla_plan_bytes(const MlaShape& shape);
-// `plan`: mla_plan_bytes(shape) bytes, 16-byte aligned. Must not be the kernel just before
-// mla_decode in the stream (mla_absorb_queries is).
+// `plan`: mla_plan_bytes(shape) bytes, 32-byte aligned.
+// NOTE: mla_decode reads the plan and the block ids ahead of the kernels before it. So the first
+// kernel behind mla_plan in the stream must be enqueued without programmatic launch.
 cudaError_t mla_plan(const StepSequences& sequences,
                      const MlaShape& shape,
                      void* plan,
@@ -94,8 +95,9 @@ cudaError_t mla_absorb_queries(const void* q,
 // Scores, softmax and sum over each sequence's cached rows (query token i of n sees the first
 // context_len - n + 1 + i). cache: bf16, width 576, 128-byte aligned, num_blocks blocks.
 // workspace: mla_workspace_bytes(shape) bytes, 256-byte aligned, need not be initialised.
-// NOTE: under programmatic launch it reads the cache before mla_absorb_queries has finished, so
-// whatever writes the cache must stand before mla_absorb_queries in the stream.
+// NOTE: under programmatic launch it reads cached rows of earlier steps ahead of the kernels before
+// it; rows of this step's query tokens (the last query_len of context_len) it waits for. Nothing in
+// the same step may write other rows of these sequences.
 size_t mla_workspace_bytes(const MlaShape& shape);
 cudaError_t mla_decode(const void* q_latent,
                        const LatentCache& cache,

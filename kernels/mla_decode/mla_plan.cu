@@ -43,8 +43,8 @@ __global__ void __launch_bounds__(kPlanThreads) plan_kernel(
     StepSequences sequences, int num_tokens, int parts, bool deterministic, PlanView plan) {
 #ifdef R1D_SM90
   grid_dependency_wait();
-  grid_launch_dependents();
   constexpr int kEach = kMaxSequences / kPlanThreads;
+  __shared__ int starts[kMaxSequences];
   int pages[kEach];
   int cost = 0;
 #pragma unroll
@@ -61,9 +61,6 @@ __global__ void __launch_bounds__(kPlanThreads) plan_kernel(
     }
   }
   for (int t = threadIdx.x; t < num_tokens; t += kPlanThreads) plan.tokens[t] = TokenSplits{};
-  for (int p = threadIdx.x; p < parts; p += kPlanThreads) {
-    plan.parts[p] = {.index = sequences.num_sequences};
-  }
   int total = 0;
   int start = scan_exclusive(cost, &total);  // a barrier: the defaults are written
   int per = max((total + parts - 1) / parts, 1);
@@ -72,26 +69,25 @@ __global__ void __launch_bounds__(kPlanThreads) plan_kernel(
   for (int i = 0; i < kEach; ++i) {
     const int s = static_cast<int>(threadIdx.x) * kEach + i;
     if (s >= sequences.num_sequences) break;
+    starts[s] = start;
     const int begin = sequences.query_begin[s];
     const int count = sequences.query_len[s];
-    const PlannedSequence planned{.start = start,
-                                  .context_len = sequences.context_len[s],
-                                  .query_begin = begin,
-                                  .query_len = count,
-                                  .block_begin = sequences.block_begin[s],
-                                  .index = s,
-                                  .pages_per_part = per};
-    plan.sequences[s] = planned;
+    plan.sequences[s] = {.start = start,
+                         .context_len = sequences.context_len[s],
+                         .query_begin = begin,
+                         .query_len = count,
+                         .block_begin = sequences.block_begin[s],
+                         .index = s,
+                         .pages_per_part = per};
     if (pages[i] == 0) continue;
     TokenSplits splits{};
-    int next = start + pages[i];
     if (deterministic) {
       const int size = split_pages(pages[i]);
       splits.first = kMaxSplits * s;
       splits.next = splits.first + 1;
       splits.step = 1;
       splits.count = (pages[i] + size - 1) / size;
-      next = start + splits.count * size;
+      start += splits.count * size;
     } else {
       const int first_part = start / per;
       const int last_part = (start + pages[i] - 1) / per;
@@ -99,14 +95,35 @@ __global__ void __launch_bounds__(kPlanThreads) plan_kernel(
       splits.next = 2 * first_part + 2;
       splits.step = 2;
       splits.count = last_part - first_part + 1;
-      next += kGapPages;
+      start += pages[i] + kGapPages;
     }
-    for (int p = (start + per - 1) / per; p < parts && p * per < next; ++p) plan.parts[p] = planned;
     for (int q = 0; q < count; ++q) {
       splits.query = q;
       plan.tokens[begin + q] = splits;
     }
-    start = next;
+  }
+  __syncthreads();
+  for (int p = threadIdx.x; p < parts; p += kPlanThreads) {
+    PlannedSequence first{.index = sequences.num_sequences};
+    const int from = p * per;
+    if (from < total) {
+      int low = 0;  // the last sequence that begins at or before the part
+      int high = sequences.num_sequences - 1;
+      while (low < high) {
+        const int middle = (low + high + 1) / 2;
+        if (starts[middle] <= from) {
+          low = middle;
+        } else {
+          high = middle - 1;
+        }
+      }
+      first = plan.sequences[low];
+      const int page = from - first.start;
+      if (page < pages_of(first.context_len)) {
+        first.first_block = sequences.block_ids[first.block_begin + page];
+      }
+    }
+    plan.parts[p] = first;
   }
 #endif
 }

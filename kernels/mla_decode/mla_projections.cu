@@ -1,17 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Problem   q_latent[t, h] = W_UK[h]^T q_nope[t, h] beside the rotated rope part, before
-// mla_decode;
-//           attention[t, h] = W_UV[h] o_latent[t, h] behind it, where o_latent is first merged from
-//           its splits: sum_k 2^(lse_k - m) o_k / sum_k 2^(lse_k - m).
-// Layout    Both weights as A fragments of mma.m16n8k16 in the order the lanes load them; rows and
-// columns
-//           are permuted so that a lane's share of a token is 16 contiguous bytes. See
+//           mla_decode; attention[t, h] = W_UV[h] o_latent[t, h] behind it, where o_latent is
+//           merged from its splits: sum_k 2^(lse_k - m) o_k / sum_k 2^(lse_k - m).
+// Layout    Both weights as A fragments of mma.m16n8k16 in the order in which lanes load them; rows
+//           and columns are permuted so that a lane's share of a token is 16 contiguous bytes, see
 //           fragment_source.
 // Bound     131 KB of weights a head each: 16 heads 2.1 MB, 0.5 us; the rest is latency.
-// Launch    absorb: 8 blocks of 128 threads a head and token group, no shared memory, so that they
-// fit
-//           beside mla_decode's; expand: clusters of 8 blocks of 256 threads a head and token tile.
-//           Both load their weights before they wait for the kernel ahead.
+// Launch    absorb: 8 blocks of 128 threads a head and token group, without shared memory, so that
+//           they fit beside mla_decode's; expand: clusters of 8 blocks of 256 threads a head and
+//           token tile. Both load their weights before they wait for the kernel ahead.
 // Numerics  bf16 products, f32 sums; merge in f32 in the order of the splits.
 // Source    DeepSeek-V2 report, section 2.1; LSE merge as in Flash-Decoding.
 #include <cuda_fp8.h>
@@ -157,8 +154,8 @@ __global__ void __launch_bounds__(kAbsorbThreads) absorb_kernel(const __nv_bfloa
 #pragma unroll
   for (int step = 0; step < kAbsorbSteps; ++step)
     load_weights(a[step], fragments + step * 32 + lane);
+  grid_launch_dependents();  // mla_decode may begin to load the cache
   grid_dependency_wait();
-  grid_launch_dependents();  // behind the wait: what came earlier is complete for the next kernel
 
   const int begin = static_cast<int>(blockIdx.y) * group_tokens;
   const int end = min(begin + group_tokens, num_tokens);
@@ -197,6 +194,14 @@ constexpr int kRowBytes = kLatent * 2 + 64;  // of a token in shared memory; +64
 constexpr int kLanes = 16;  // that hold a token's 64 latent values of a block, four each
 constexpr int kMergers = kExpandThreads / kLanes;
 
+#ifdef R1D_SM90
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+#endif
+
 // A sum of splits: each weighs 2^(its log-sum-exp - most).
 struct Merged {
   float4 sum = {0, 0, 0, 0};  // of four latent values
@@ -223,8 +228,8 @@ __device__ __forceinline__ void cluster_store_u64(uint32_t remote, uint2 value) 
 __device__ __forceinline__ void merge(Merged& to, const float4& sum, float weight, float most) {
   const float above = fmaxf(to.most, most);
   if (above == -INFINITY) return;
-  const float old_factor = exp2f(to.most - above);
-  const float factor = exp2f(most - above);
+  const float old_factor = exp2_fast(to.most - above);
+  const float factor = exp2_fast(most - above);
   to.sum.x = to.sum.x * old_factor + sum.x * factor;
   to.sum.y = to.sum.y * old_factor + sum.y * factor;
   to.sum.z = to.sum.z * old_factor + sum.z * factor;
@@ -234,32 +239,51 @@ __device__ __forceinline__ void merge(Merged& to, const float4& sum, float weigh
 }
 
 // Splits first, first + stride, .. of four latent values of a token and head. All loads of a batch
-// go out together: the whole is one trip to L2 where splits are few.
+// go out together.
 __device__ Merged merge_share(const WorkspaceView& in,
                               const TokenSplits& splits,
-                              int64_t column,   // within a slot
-                              int64_t columns,  // of a slot
+                              int column,   // within a slot
+                              int columns,  // of a slot
                               int first,
                               int stride,
                               int value) {
   constexpr int kBatch = 8;
+  const auto* partial = reinterpret_cast<const float4*>(in.partial + value);
+  const int step = splits.step * columns;
+  const int second = splits.next * columns + column;
   Merged merged;
   for (int k = first; k < splits.count; k += kBatch * stride) {
+    // Splits past the last read it again and weigh nothing: no branch keeps the loads apart.
     float4 sums[kBatch];
     float lse[kBatch];
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      const int split = k + i * stride;
-      const int slot = split == 0 ? splits.first : splits.next + (split - 1) * splits.step;
-      const int64_t row = slot * columns + column;
-      lse[i] = -INFINITY;
-      sums[i] = make_float4(0, 0, 0, 0);
-      if (split >= splits.count) continue;
+      const int split = min(k + i * stride, splits.count - 1);
+      const int row = split == 0 ? splits.first * columns + column : second + (split - 1) * step;
       lse[i] = __ldcg(in.lse + row);
-      sums[i] = __ldcg(reinterpret_cast<const float4*>(in.partial + row * kLatent + value));
+      sums[i] = __ldcg(partial + static_cast<int64_t>(row) * (kLatent / 4));
     }
+    float most = merged.most;
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) merge(merged, sums[i], 1, lse[i]);
+    for (int i = 0; i < kBatch; ++i) {
+      if (k + i * stride >= splits.count) lse[i] = -INFINITY;
+      most = fmaxf(most, lse[i]);
+    }
+    const float base = most == -INFINITY ? 0.0F : most;
+    const float decay = exp2_fast(merged.most - base);
+    merged.most = most;
+    merged.weight *= decay;
+    merged.sum = make_float4(
+        merged.sum.x * decay, merged.sum.y * decay, merged.sum.z * decay, merged.sum.w * decay);
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const float weight = exp2_fast(lse[i] - base);
+      merged.weight += weight;
+      merged.sum.x += weight * sums[i].x;
+      merged.sum.y += weight * sums[i].y;
+      merged.sum.z += weight * sums[i].z;
+      merged.sum.w += weight * sums[i].w;
+    }
   }
   return merged;
 }
@@ -315,13 +339,8 @@ __global__ void __launch_bounds__(kExpandThreads) expand_kernel(WorkspaceView in
     if (round > 0) splits = token < count ? plan[begin + token] : TokenSplits{};
     Merged merged;
     if (splits.count > 1) {
-      merged = merge_share(in,
-                           splits,
-                           splits.query * heads + head,
-                           static_cast<int64_t>(groups) * group_columns,
-                           share,
-                           mergers,
-                           value);
+      merged = merge_share(
+          in, splits, splits.query * heads + head, groups * group_columns, share, mergers, value);
     }
     if (mergers > 1) {
       shared.merged[merger][lane % kLanes] = merged;
@@ -405,6 +424,8 @@ cudaError_t launch_expand(const void* workspace,
                           const Launch& launch) {
   const Tiling t = tiling(shape);
   const int tile = kTiles * kTokens;
+  const cudaError_t error = leave_shared_memory(expand_kernel<kTiles>);
+  if (error != cudaSuccess) return error;
   return enqueue(expand_kernel<kTiles>,
                  Grid{.blocks = dim3(static_cast<unsigned>(shape.heads * kSlicesPerHead),
                                      static_cast<unsigned>((shape.num_tokens + tile - 1) / tile)),
@@ -460,6 +481,8 @@ cudaError_t mla_absorb_queries(const void* q,
                                void* q_latent,
                                const Launch& launch) {
   if (shape.num_tokens == 0) return cudaSuccess;
+  const cudaError_t error = mla::leave_shared_memory(mla::absorb_kernel);
+  if (error != cudaSuccess) return error;
   const int group = mla::absorb_group_tokens(shape.num_tokens);
   return enqueue(mla::absorb_kernel,
                  Grid{.blocks = dim3(static_cast<unsigned>(shape.heads * mla::kSlicesPerHead),

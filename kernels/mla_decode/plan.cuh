@@ -88,7 +88,7 @@ struct PlannedSequence {
   int32_t block_begin;
   int32_t index;  // of the sequence; num_sequences: the part has no pages
   int32_t pages_per_part;
-  int32_t unused;
+  int32_t first_block;  // of a part, where blocks are pages: id of the one it begins with
 };
 
 // The plan in device memory.
@@ -120,6 +120,15 @@ __host__ __device__ inline int split_pages(int pages) {
 }
 
 #ifdef __CUDACC__
+// Kernels beside mla_decode leave as much shared memory as there is: an SM that would have to shift
+// its border between cache and shared memory cannot start the next kernel while this one runs.
+template <typename Kernel>
+cudaError_t leave_shared_memory(Kernel* kernel) {
+  return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                              cudaFuncAttributePreferredSharedMemoryCarveout,
+                              cudaSharedmemCarveoutMaxShared);
+}
+
 // A block's walk over its part: one item is a run of pages of one sequence.
 template <bool kDeterministic>
 class Walk {
@@ -137,6 +146,8 @@ class Walk {
     from_ = part * sequence.pages_per_part;
     to_ = from_ + sequence.pages_per_part;
   }
+  // Page of `sequence` at the part's begin; before next().
+  __device__ int first_page() const { return from_ - sequence.start; }
   // The next item; false when there is none.
   __device__ bool next() {
     if (kDeterministic && within_ && split_item()) return true;

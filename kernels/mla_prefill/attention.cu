@@ -1,22 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 // Problem   per head and query row: o = softmax(scale q k^T) v over the row's visible keys
-// (causal), q and k 192 wide (k: 128 of
-//           its own | 64 shared by the heads), v 128 wide.
-// Layout    q [T, H, 192], kv [S, H, 256] (128 nope | 128 v), k_pe [S, 64], out [T, H, 128], all
-// bf16. Bound     flop = 2 (192 + 128) per head and visible pair. One sequence of 8192, 16 heads:
-// 344 GFLOP, 435 us at 790 TFLOPS; its
-//           q, kv and out are 0.15 GB, 35 us: bound by the tensor cores. Through L2 a tile of 128 x
-//           128 pairs moves 80 KB for 10.5 MFLOP: 5 TB/s at 660 TFLOPS.
-// Launch    one CTA an SM, persistent: 384 threads (a producer warpgroup, of which one thread
-// works, and two consumer
-//           warpgroups of 64 rows each), 208 KB shared memory: q 48, two stages of k 48 and v 32.
-// Numerics  scores, maximum, sum and output f32, p rounded to bf16 for the product; exponent in
-// base 2; hidden pairs are -inf.
-//           A row's bits depend on its keys and their 128-blocks alone: a block wholly hidden from
-//           it changes nothing.
+// (causal);
+//           q and k 192 wide (k: 128 of its own | 64 shared by the heads), v 128 wide.
+// Layout    q [T, H, 192], kv [S, H, 256] (128 nope | 128 v), k_pe [S, 64], out [T, H, 128]: bf16.
+// Bound     flop = 2 (192 + 128) per head and visible pair. One sequence of 8192, 16 heads: 344
+// GFLOP,
+//           435 us at 790 TFLOPS; its q, kv and out are 0.15 GB, 35 us. Bound by the tensor cores,
+//           in long runs by power: 700 W hold 1.4 to 1.6 GHz of 1.98.
+// Launch    one CTA an SM, persistent, tiles longest first from a counter. 384 threads: a producer
+//           warpgroup of which one thread works, two consumer warpgroups of 64 rows. 208 KB shared
+//           memory: q 48, two stages of k (48) and v (32). q moves on to registers, which leaves
+//           the products one operand to fetch; 240 registers a consumer thread: q 48, s 64, o 64,
+//           p 32.
+// Numerics  scores, maximum, sum and output f32; p rounded to bf16 for the product; base 2; hidden
+//           pairs are -inf. Blocks of 128 keys in rising order: a row's bits depend on its own keys
+//           alone, since a block that is hidden from it changes nothing.
 // Source    DeepSeek-V2 report, section 2.1 (MLA); online softmax, FlashAttention; two warpgroups
-// alternating between products
-//           and softmax, softmax of one block under the scores of the next, FlashAttention-3.
+// in
+//           turn, one's products over the other's softmax, FlashAttention-3.
 #include <algorithm>
 
 #include "kernels/common/tensor_map.h"
@@ -28,8 +29,7 @@ namespace {
 
 constexpr int kRows = 128;  // query rows of a tile, two consumer warpgroups of 64
 constexpr int kKeys = 128;  // key rows of a block
-constexpr int kKeyStages = 3;
-constexpr int kValueStages = 2;
+constexpr int kStages = 2;
 constexpr int kBoxCols = 64;  // 128 bytes: the swizzle's width
 constexpr int kQueryBoxes = kMlaQueryDim / kBoxCols;
 constexpr int kValueBoxes = kMlaValueDim / kBoxCols;
@@ -47,14 +47,14 @@ struct Work {
   int32_t head;  // negative: no more work
 };
 
-// Queries pass through the ring of the keys (both are 128 x 192): the consumers move them to
-// registers and give the slot back.
 struct Shared {
-  uint8_t k[kKeyStages][kQueryBoxes][kBoxBytes];
-  uint8_t v[kValueStages][kValueBoxes][kBoxBytes];
-  uint64_t k_full[kKeyStages], k_empty[kKeyStages];
-  uint64_t v_full[kValueStages], v_empty[kValueStages];
-  Work work[kKeyStages];  // of the slot's queries
+  uint8_t q[kQueryBoxes][kBoxBytes];
+  uint8_t k[kStages][kQueryBoxes][kBoxBytes];
+  uint8_t v[kStages][kValueBoxes][kBoxBytes];
+  uint64_t q_full, q_empty;
+  uint64_t k_full[kStages], k_empty[kStages];
+  uint64_t v_full[kStages], v_empty[kStages];
+  Work work;  // filled and emptied with q
 };
 constexpr size_t kSharedBytes = sizeof(Shared) + 1024;  // the base is aligned to 1024 by hand
 static_assert(kSharedBytes <= 232448);
@@ -65,8 +65,7 @@ struct Arguments {
   uint32_t* counter;
   int32_t num_tiles;
   int32_t num_heads;
-  int32_t heads_together;  // heads whose tiles are handed out before the next heads' (their keys
-                           // stay in L2)
+  int32_t heads_together;  // handed out before the next heads, so that their keys stay in L2
   float scale_log2;
   MlaPrefillState state;
 };
@@ -81,7 +80,6 @@ __host__ __device__ inline int key_blocks(const MlaPrefillTile& tile) {
 #ifdef R1D_SM90
 
 // A ring's slot and the parity of its current round.
-template <int kStages>
 struct Cursor {
   int slot = 0;
   uint32_t parity = 0;
@@ -132,8 +130,7 @@ __device__ __forceinline__ void quad_transpose(uint32_t (&v)[4], int lane) {
 
 // ---- load --------------------------------------------------------------------------------------
 
-// One thread. Loads in the order in which the consumers wait: q k0 k1 v0 k2 v1 .. kn vn-1 vn, next
-// tile.
+// One thread. Loads in the order in which the consumers wait: q k0 k1 v0 k2 v1 .. vn, next tile.
 __device__ __forceinline__ void produce(Shared& shared,
                                         const Arguments& arguments,
                                         const CUtensorMap& q_map,
@@ -142,8 +139,9 @@ __device__ __forceinline__ void produce(Shared& shared,
   const uint32_t total = static_cast<uint32_t>(arguments.num_tiles) * arguments.num_heads;
   const uint32_t group_items =
       static_cast<uint32_t>(arguments.num_tiles) * arguments.heads_together;
-  Cursor<kKeyStages> k_cursor;
-  Cursor<kValueStages> v_cursor;
+  Cursor k_cursor;
+  Cursor v_cursor;
+  uint32_t q_parity = 0;
   uint32_t item = blockIdx.x;
   while (item < total) {
     const uint32_t group = item / group_items;
@@ -175,26 +173,26 @@ __device__ __forceinline__ void produce(Shared& shared,
       v_cursor.next();
     };
 
-    mbarrier_wait(&shared.k_empty[k_cursor.slot], k_cursor.parity ^ 1);
-    shared.work[k_cursor.slot] = {tile, head};
-    mbarrier_arrive_expect(&shared.k_full[k_cursor.slot], kQueryBoxes * kBoxBytes);
+    mbarrier_wait(&shared.q_empty, q_parity ^ 1);
+    shared.work = {tile, head};
+    mbarrier_arrive_expect(&shared.q_full, kQueryBoxes * kBoxBytes);
 #pragma unroll 1
     for (int box = 0; box < kQueryBoxes; ++box) {
-      tensor_load_2d(shared.k[k_cursor.slot][box],
+      tensor_load_2d(shared.q[box],
                      &q_map,
                      head * kMlaQueryDim + box * kBoxCols,
                      tile.query_begin,
-                     &shared.k_full[k_cursor.slot]);
+                     &shared.q_full);
     }
-    k_cursor.next();
-    int block = key_blocks(tile) - 1;
-    load_k(block);
+    q_parity ^= 1;
+    const int blocks = key_blocks(tile);
+    load_k(0);
 #pragma unroll 1
-    while (--block >= 0) {
+    for (int block = 1; block < blocks; ++block) {
       load_k(block);
-      load_v(block + 1);
+      load_v(block - 1);
     }
-    load_v(0);
+    load_v(blocks - 1);
 
     // Every CTA asks once per tile it worked on, so `total` requests are made in all and the last
     // one clears the counter.
@@ -203,9 +201,9 @@ __device__ __forceinline__ void produce(Shared& shared,
     item = gridDim.x + ticket;
   }
   grid_launch_dependents();
-  mbarrier_wait(&shared.k_empty[k_cursor.slot], k_cursor.parity ^ 1);
-  shared.work[k_cursor.slot].head = -1;
-  mbarrier_arrive(&shared.k_full[k_cursor.slot]);
+  mbarrier_wait(&shared.q_empty, q_parity ^ 1);
+  shared.work.head = -1;
+  mbarrier_arrive(&shared.q_full);
 }
 
 // ---- compute -----------------------------------------------------------------------------------
@@ -274,6 +272,9 @@ struct Softmax {
         block_max = fmaxf(block_max, fmaxf(s[4 * j + 2 * h], s[4 * j + 2 * h + 1]));
       }
       block_max = quad_max(block_max);
+      // Any base near the maximum does: it moves only when weights could pass 2^8, so that the
+      // output is rarely rescaled.
+      if ((block_max - max[h]) * scale_log2 <= 8.0F) block_max = max[h];
       // A row that has seen no key yet: every weight below becomes 2^-inf = 0.
       const float base = block_max == -INFINITY ? 0.0F : block_max * scale_log2;
       rescale[h] = exp2_approx(max[h] * scale_log2 - base);
@@ -401,123 +402,107 @@ __device__ __forceinline__ void consume(Shared& shared, const Arguments& argumen
   constexpr uint64_t kValueStage = kValueBoxes * kBoxBytes / 16;
   const uint32_t own_turn = kTurnBarrier + group;
   const uint32_t other_turn = kTurnBarrier + 1 - group;
-  Cursor<kKeyStages> k_cursor;
-  Cursor<kValueStages> v_cursor;
+  Cursor k_cursor;
+  Cursor v_cursor;
+  uint32_t q_parity = 0;
+  if (group == 1) named_barrier_arrive(other_turn, 256);  // group 0 begins
 
-  Work work;             // the tile at hand
-  int block = 0;         // its block that p belongs to
-  int first_masked = 0;  // its blocks below this one are visible to every row of the warpgroup
-  int visible[2];        // keys that the thread's rows see
-  Softmax softmax;
-  float rescale[2];
-  uint32_t q[kQuerySteps][4];
-  uint32_t p[kKeys / 16][4];
-  float s[64];
-  float o[64];
-
-  const auto release_k = [&] {
-    if (lane == 0) mbarrier_arrive(&shared.k_empty[k_cursor.slot]);
-    k_cursor.next();
-  };
-  const auto release_v = [&] {
-    if (lane == 0) mbarrier_arrive(&shared.v_empty[v_cursor.slot]);
-    v_cursor.next();
-  };
-  // Takes the next tile and its queries; false when there is none.
-  const auto next_tile = [&] {
-    mbarrier_wait(&shared.k_full[k_cursor.slot], k_cursor.parity);
-    work = shared.work[k_cursor.slot];
-    if (work.head < 0) return false;
-    load_queries(q, shared.k[k_cursor.slot], warp_row, lane);
-    __syncwarp();  // every lane has read
-    release_k();
+  while (true) {
+    mbarrier_wait(&shared.q_full, q_parity);
+    q_parity ^= 1;
+    const Work work = shared.work;
+    if (work.head < 0) return;
     const MlaPrefillTile& tile = work.tile;
-    block = __shfl_sync(0xFFFFFFFF, key_blocks(tile), 0);
-    first_masked = max(min(tile.num_keys, tile.first_visible + group * 64), 0) / kKeys;
+    uint32_t q[kQuerySteps][4];
+    load_queries(q, shared.q, warp_row, lane);
+    const int blocks = __shfl_sync(0xFFFFFFFF, key_blocks(tile), 0);
+    // Blocks below this one are visible to every row of the warpgroup.
+    const int first_masked = max(min(tile.num_keys, tile.first_visible + group * 64), 0) / kKeys;
+    int visible[2];  // keys that the thread's rows see
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       visible[h] = min(tile.num_keys, tile.first_visible + first_row + 8 * h);
     }
-    return true;
-  };
-  // The weights of `block`, from its scores.
-  const auto weigh = [&] {
-    if (block >= first_masked) {
-      const int in_block[2] = {visible[0] - block * kKeys, visible[1] - block * kKeys};
-      mask(s, in_block, lane);
-    }
-    softmax.step(s, arguments.scale_log2, rescale);
-  };
-  // The rows of v behind the sequence's last key are another's: their weight is 0, but 0 times
-  // infinity is no number.
-  const auto clear_foreign_rows = [&] {
-    const int keys = work.tile.num_keys - block * kKeys;
-    if (keys < kKeys) {
-      mbarrier_wait(&shared.v_full[v_cursor.slot], v_cursor.parity);
-      clear_rows(shared.v[v_cursor.slot], keys);
-      fence_async_shared();
-      named_barrier(kClearedBarrier + group, 128);
-    }
-  };
 
-  if (!next_tile()) return;
-  --block;
-  mbarrier_wait(&shared.k_full[k_cursor.slot], k_cursor.parity);
-  wgmma_fence_registers(s);
-  wgmma_fence();
-  start_scores(s, q, k + k_cursor.slot * kKeyStage);
-  wgmma_wait<0>();
-  wgmma_fence_registers(s);
-  release_k();
-  weigh();
-  to_bf16(p, s);
-  clear_foreign_rows();
-  if (group == 1) named_barrier_arrive(other_turn, 256);  // group 0 begins
+    float s[64];
+    float o[64];
+    uint32_t p[kKeys / 16][4];
+    Softmax softmax;
+    float rescale[2];
+    const auto release_k = [&] {
+      if (lane == 0) mbarrier_arrive(&shared.k_empty[k_cursor.slot]);
+      k_cursor.next();
+    };
+    const auto release_v = [&] {
+      if (lane == 0) mbarrier_arrive(&shared.v_empty[v_cursor.slot]);
+      v_cursor.next();
+    };
+    const auto weigh = [&](int block) {
+      if (block >= first_masked) {
+        const int in_block[2] = {visible[0] - block * kKeys, visible[1] - block * kKeys};
+        mask(s, in_block, lane);
+      }
+      softmax.step(s, arguments.scale_log2, rescale);
+    };
+    // The rows of v behind the sequence's last key are another's: their weight is 0, but 0 times
+    // infinity is no number.
+    const auto clear_foreign_rows = [&](int block) {
+      const int keys = tile.num_keys - block * kKeys;
+      if (keys < kKeys) {
+        mbarrier_wait(&shared.v_full[v_cursor.slot], v_cursor.parity);
+        clear_rows(shared.v[v_cursor.slot], keys);
+        fence_async_shared();
+        named_barrier(kClearedBarrier + group, 128);
+      }
+    };
 
-  // A step: scores of the next block, which may be the next tile's first, beside the output of this
-  // one.
-  bool accumulate = false;
-  Work done;
-  while (true) {
-    const bool fresh = block == 0;
-    done = work;
-    if (fresh && !next_tile()) break;
-    --block;
     mbarrier_wait(&shared.k_full[k_cursor.slot], k_cursor.parity);
-    named_barrier(own_turn, 256);
     wgmma_fence_registers(s);
-    wgmma_fence_registers(o);
     wgmma_fence();
     start_scores(s, q, k + k_cursor.slot * kKeyStage);
-    mbarrier_wait(&shared.v_full[v_cursor.slot], v_cursor.parity);
-    start_output(o, p, v + v_cursor.slot * kValueStage, accumulate);
-    named_barrier_arrive(other_turn, 256);
-    wgmma_wait<1>();
+    wgmma_wait<0>();
     wgmma_fence_registers(s);
     release_k();
+    // Only now: a product has used the registers, so the loads from q's shared memory are over.
+    if (lane == 0) mbarrier_arrive(&shared.q_empty);
+    weigh(0);
+    to_bf16(p, s);
+    clear_foreign_rows(0);
+
+    if (blocks > 1) mbarrier_wait(&shared.k_full[k_cursor.slot], k_cursor.parity);
+    for (int block = 1; block < blocks; ++block) {
+      named_barrier(own_turn, 256);
+      wgmma_fence_registers(s);
+      wgmma_fence_registers(o);
+      wgmma_fence();
+      start_scores(s, q, k + k_cursor.slot * kKeyStage);
+      mbarrier_wait(&shared.v_full[v_cursor.slot], v_cursor.parity);
+      start_output(o, p, v + v_cursor.slot * kValueStage, block > 1);
+      named_barrier_arrive(other_turn, 256);
+      wgmma_wait<1>();
+      wgmma_fence_registers(s);
+      release_k();
+      weigh(block);
+      if (block + 1 < blocks) mbarrier_wait(&shared.k_full[k_cursor.slot], k_cursor.parity);
+      wgmma_wait<0>();
+      wgmma_fence_registers(o);
+      release_v();
+      to_bf16(p, s);
+      if (__any_sync(0xFFFFFFFF, rescale[0] != 1 || rescale[1] != 1)) {
+#pragma unroll
+        for (int i = 0; i < 64; ++i) o[i] *= rescale[i / 2 % 2];
+      }
+      clear_foreign_rows(block);
+    }
+    mbarrier_wait(&shared.v_full[v_cursor.slot], v_cursor.parity);
+    wgmma_fence_registers(o);
+    wgmma_fence();
+    start_output(o, p, v + v_cursor.slot * kValueStage, blocks > 1);
     wgmma_wait<0>();
     wgmma_fence_registers(o);
     release_v();
-    const Softmax finished = softmax;
-    if (fresh) softmax = {};
-    weigh();
-    to_bf16(p, s);
-    accumulate = !fresh;
-    if (fresh) {
-      store(arguments, done, finished, o, first_row, lane);
-      clear_foreign_rows();
-    } else {
-#pragma unroll
-      for (int i = 0; i < 64; ++i) o[i] *= rescale[i / 2 % 2];
-    }
+    store(arguments, work, softmax, o, first_row, lane);
   }
-  mbarrier_wait(&shared.v_full[v_cursor.slot], v_cursor.parity);
-  wgmma_fence_registers(o);
-  wgmma_fence();
-  start_output(o, p, v + v_cursor.slot * kValueStage, accumulate);
-  wgmma_wait<0>();
-  wgmma_fence_registers(o);
-  store(arguments, done, softmax, o, first_row, lane);
 }
 
 #endif  // R1D_SM90
@@ -535,12 +520,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     tensor_prefetch_map(&q_map);
     tensor_prefetch_map(&kv_map);
     tensor_prefetch_map(&k_pe_map);
-    for (int stage = 0; stage < kKeyStages; ++stage) {
+    mbarrier_init(&shared.q_full, 1);
+    mbarrier_init(&shared.q_empty, kConsumerWarps);
+    for (int stage = 0; stage < kStages; ++stage) {
       mbarrier_init(&shared.k_full[stage], 1);
-      mbarrier_init(&shared.k_empty[stage], kConsumerWarps);
-    }
-    for (int stage = 0; stage < kValueStages; ++stage) {
       mbarrier_init(&shared.v_full[stage], 1);
+      mbarrier_init(&shared.k_empty[stage], kConsumerWarps);
       mbarrier_init(&shared.v_empty[stage], kConsumerWarps);
     }
     mbarrier_init_fence();

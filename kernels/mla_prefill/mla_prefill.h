@@ -36,14 +36,14 @@ inline constexpr int kMlaLatentDim = 512;
 // window.
 struct PrefillSequence {
   int32_t query_begin = 0;  // its first row in q and out
-  int32_t query_len =
-      0;  // its tokens of this step: positions context_len - query_len .. context_len - 1
-  int32_t context_len = 0;     // positions with a latent in the cache, this step's included
-  int32_t block_begin = 0;     // where its block ids start in block_ids
-  int32_t position_begin = 0;  // first position in the key buffer
-  int32_t num_positions = 0;   // positions in the key buffer; without windows context_len
-  int32_t key_begin =
-      0;  // key row of position_begin; sequences lie in the buffer in their order, without overlap
+  int32_t query_len = 0;    // its tokens of this step, the last positions of context_len
+  int32_t context_len = 0;  // positions with a latent in the cache, this step's included
+  int32_t block_begin = 0;  // where its block ids start in block_ids
+  // The key buffer holds positions position_begin .. position_begin + num_positions - 1 from row
+  // key_begin on. Without windows: 0 and context_len. Sequences lie there in their order.
+  int32_t position_begin = 0;
+  int32_t num_positions = 0;
+  int32_t key_begin = 0;
 };
 
 // Up to 128 query rows of one sequence, for every head. Row r sees the keys key_begin ..

@@ -1,22 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// Problem   gather_latents: the step's latents from cache pages to packed rows, c bf16 or quantised
-// by 1 x 128, k_pe bf16.
-//           rotate_queries: the 64 rope values of every head of q, in place.
+// Problem   gather_latents: the step's latents from cache pages to packed rows, c in bf16 or
+//           quantised by 1 x 128, k_pe in bf16. rotate_queries: q's 64 rope values, in place.
 // Layout    cache [num_blocks, block_size, 576] bf16; c [S, 512], k_pe [S, 64]; q [T, H, 192];
-// cos_sin [T, 64] f32. Bound     bytes. gather: 1152 read and 1152 (bf16) or 656 (e4m3) written a
-// row: 4.4 or 3.4 us for 8192 rows at 4.3 TB/s.
-//           rotate: 128 read and written a head: 33.6 MB for 8192 tokens of 16 heads, 7.8 us (less
-//           where q is still in L2).
-// Launch    gather: a warp takes 4 rows, 72 chunks of 16 bytes each, all loads before the first
-// store. rotate: a thread a chunk
-//           of 8 values, or two chunks 32 apart. No shared memory; limited by memory requests, not
-//           by occupancy.
-// Numerics  scale = largest magnitude of 128 / 448, values divided by it and rounded to nearest
-// even; rotation in f32. Source    DeepSeek-V3 report, section 3.3.2 (1x128 tiles); RoFormer,
-// equation 34.
-#include <algorithm>
-#include <bit>
-
+//           cos_sin [T, 64] f32.
+// Bound     bytes. gather: 1152 read and 1152 (bf16) or 656 (e4m3) written a row: 4.4 or 3.4 us for
+//           8192 rows at 4.3 TB/s. rotate: 128 read and written a head: 33.6 MB and the angles for
+//           8192 tokens of 16 heads, 8.3 us (less where q is still in L2).
+// Launch    gather: a warp a row, 72 chunks of 16 bytes. rotate: a thread 8 pairs. No shared
+// memory;
+//           limited by memory latency at 2048 rows, by bandwidth at 8192.
+// Numerics  scale = largest magnitude of 128 / 448, the quotient rounded as IEEE division, then to
+//           nearest even; rotation in f32, rounded once.
+// Source    DeepSeek-V3 report, section 3.3.2 (1x128 tiles); RoFormer, equation 34.
 #include <cuda_fp8.h>
 
 #include "kernels/common/ptx.cuh"
@@ -27,19 +22,43 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int kRowsPerWarp = 4;
 constexpr int kCacheWidth = kMlaLatentDim + kMlaRopeDim;
 constexpr int kChunk = 8;  // bf16 values of 16 bytes
 constexpr int kGroupLanes = 128 / kChunk;
 
 #ifdef R1D_SM90
 
+// Two bf16 of one register, the lower half first.
 __device__ __forceinline__ float2 unpack_bf16(uint32_t bits) {
   return make_float2(__uint_as_float(bits << 16), __uint_as_float(bits & 0xFFFF0000));
 }
-__device__ __forceinline__ uint32_t pack_bf16(float2 v) {
-  const __nv_bfloat162 packed = __floats2bfloat162_rn(v.x, v.y);
-  return *reinterpret_cast<const uint32_t*>(&packed);
+__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
+  uint32_t packed;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+
+// (x, y) turned by the angle of this cosine and sine.
+__device__ __forceinline__ float2 rotate(float x, float y, float cosine, float sine) {
+  return make_float2(fmaf(x, cosine, -(y * sine)), fmaf(x, sine, y * cosine));
+}
+// One pair in one register.
+__device__ __forceinline__ uint32_t rotate_pair(uint32_t pair, float cosine, float sine) {
+  const float2 v = unpack_bf16(pair);
+  const float2 r = rotate(v.x, v.y, cosine, sine);
+  return pack_bf16(r.x, r.y);
+}
+// Two pairs, whose first values share a register and whose second values share another.
+__device__ __forceinline__ void rotate_two(uint32_t& first,
+                                           uint32_t& second,
+                                           float2 cosine,
+                                           float2 sine) {
+  const float2 x = unpack_bf16(first);
+  const float2 y = unpack_bf16(second);
+  const float2 a = rotate(x.x, y.x, cosine.x, sine.x);
+  const float2 b = rotate(x.y, y.y, cosine.y, sine.y);
+  first = pack_bf16(a.x, b.x);
+  second = pack_bf16(a.y, b.y);
 }
 
 // Quantises a lane's 8 values of a 128-column group that 16 lanes hold.
@@ -100,64 +119,36 @@ __global__ void __launch_bounds__(kThreads)
   grid_dependency_wait();
   grid_launch_dependents();
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int64_t first = (int64_t{blockIdx.x} * kWarps + threadIdx.x / 32) * kRowsPerWarp;
+  const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
+  if (row >= gather.num_keys) return;
+  const int until = sequences_until(gather, row);
+  if (until == 0) return;
+  const PrefillSequence sequence = gather.sequences[until - 1];
+  const int64_t in_sequence = row - sequence.key_begin;
+  if (in_sequence >= sequence.num_positions) return;
+  const int position = sequence.position_begin + static_cast<int>(in_sequence);
+  const int block_size = gather.cache.block_size;
+  const int64_t block = gather.block_ids[sequence.block_begin + position / block_size];
+  const auto* from =
+      reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(gather.cache.data) +
+                                     (block * block_size + position % block_size) * kCacheWidth);
 
-  // Three rounds of independent loads: the rows' sequences, their block ids, their latents.
-  int position[kRowsPerWarp];
-  int64_t slot[kRowsPerWarp];
-  bool valid[kRowsPerWarp];
-  int next = sequences_until(gather, first);
+  const bool has_rope = lane < kMlaRopeDim / kChunk;
+  const uint4 latent[2] = {from[lane], from[lane + 32]};
+  const uint4 rope = has_rope ? from[lane + 64] : uint4{};
+  if (has_rope) reinterpret_cast<uint4*>(gather.k_pe + row * kMlaRopeDim)[lane] = rope;
 #pragma unroll
-  for (int i = 0; i < kRowsPerWarp; ++i) {
-    const int64_t row = first + i;
-    while (next < gather.num_sequences && gather.sequences[next].key_begin <= row) ++next;
-    valid[i] = false;
-    slot[i] = 0;
-    position[i] = 0;
-    if (next == 0 || row >= gather.num_keys) continue;
-    const PrefillSequence& sequence = gather.sequences[next - 1];
-    const int64_t in_sequence = row - sequence.key_begin;
-    if (in_sequence >= sequence.num_positions) continue;
-    valid[i] = true;
-    position[i] = sequence.position_begin + static_cast<int>(in_sequence);
-    slot[i] = sequence.block_begin + position[i] / gather.cache.block_size;
-  }
-#pragma unroll
-  for (int i = 0; i < kRowsPerWarp; ++i) {
-    if (valid[i]) slot[i] = gather.block_ids[slot[i]];
-  }
-  uint4 latent[kRowsPerWarp][2] = {};
-  uint4 rope[kRowsPerWarp] = {};
-#pragma unroll
-  for (int i = 0; i < kRowsPerWarp; ++i) {
-    const int64_t in_cache =
-        slot[i] * gather.cache.block_size + position[i] % gather.cache.block_size;
-    const auto* from = reinterpret_cast<const uint4*>(
-        static_cast<const __nv_bfloat16*>(gather.cache.data) + in_cache * kCacheWidth);
-    if (!valid[i]) continue;
-    latent[i][0] = from[lane];
-    latent[i][1] = from[lane + 32];
-    if (lane < kMlaRopeDim / kChunk) rope[i] = from[lane + 64];
-  }
-#pragma unroll
-  for (int i = 0; i < kRowsPerWarp; ++i) {
-    if (!valid[i]) continue;
-    const int64_t row = first + i;
-    if (lane < kMlaRopeDim / kChunk) {
-      reinterpret_cast<uint4*>(gather.k_pe + row * kMlaRopeDim)[lane] = rope[i];
-    }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int chunk = lane + 32 * half;
-      if constexpr (kQuantised) {
-        float scale;
-        const uint2 data = quantise(latent[i][half], &scale);
-        reinterpret_cast<uint2*>(rows.data + row * rows.cols)[chunk] = data;
-        if (lane % kGroupLanes == 0)
-          rows.scale[chunk / kGroupLanes * rows.scale_stride + row] = scale;
-      } else {
-        reinterpret_cast<uint4*>(c + row * kMlaLatentDim)[chunk] = latent[i][half];
+  for (int half = 0; half < 2; ++half) {
+    const int chunk = lane + 32 * half;
+    if constexpr (kQuantised) {
+      float scale;
+      const uint2 data = quantise(latent[half], &scale);
+      reinterpret_cast<uint2*>(rows.data + row * rows.cols)[chunk] = data;
+      if (lane % kGroupLanes == 0) {
+        rows.scale[chunk / kGroupLanes * rows.scale_stride + row] = scale;
       }
+    } else {
+      reinterpret_cast<uint4*>(c + row * kMlaLatentDim)[chunk] = latent[half];
     }
   }
 #endif
@@ -188,23 +179,16 @@ __global__ void __launch_bounds__(kThreads) rotate_queries_kernel(
     *reinterpret_cast<float4*>(sine + i) = *reinterpret_cast<const float4*>(angle + 32 + i);
   }
   uint32_t words[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-  const auto turn = [](float2 v, float c, float s) {
-    return make_float2(v.x * c - v.y * s, v.x * s + v.y * c);
-  };
   if (interleave) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      words[i] = pack_bf16(turn(unpack_bf16(words[i]), cosine[i], sine[i]));
-    }
+    for (int i = 0; i < 8; ++i) words[i] = rotate_pair(words[i], cosine[i], sine[i]);
   } else {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float2 x = unpack_bf16(words[i]);
-      const float2 y = unpack_bf16(words[4 + i]);
-      const float2 even = turn(make_float2(x.x, y.x), cosine[2 * i], sine[2 * i]);
-      const float2 odd = turn(make_float2(x.y, y.y), cosine[2 * i + 1], sine[2 * i + 1]);
-      words[i] = pack_bf16(make_float2(even.x, odd.x));
-      words[4 + i] = pack_bf16(make_float2(even.y, odd.y));
+      rotate_two(words[i],
+                 words[4 + i],
+                 make_float2(cosine[2 * i], cosine[2 * i + 1]),
+                 make_float2(sine[2 * i], sine[2 * i + 1]));
     }
   }
   values[first] = make_uint4(words[0], words[1], words[2], words[3]);
@@ -222,8 +206,7 @@ cudaError_t enqueue_gather(const GatherLatents& gather,
       gather.cache.block_size <= 0) {
     return cudaErrorInvalidValue;
   }
-  constexpr int kRows = kWarps * kRowsPerWarp;
-  const auto blocks = static_cast<unsigned>((gather.num_keys + kRows - 1) / kRows);
+  const auto blocks = static_cast<unsigned>((gather.num_keys + kWarps - 1) / kWarps);
   return enqueue(gather_latents_kernel<kQuantised>,
                  {.blocks = {blocks}, .threads = {kThreads}},
                  launch,

@@ -1,31 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
-// Problem   out[T,D] = sum over a token's local experts of weight * mlp(x) + mlp_shared(x), for up
-// to 256 tokens. Layout    x QuantizedRows [T,D]; per expert gate_up tiles [2 I, D], down tiles [D,
-// I] (layout.h). Between the two launches:
-//           h e4m3 as operand tiles: of each block of tokens (ExpertBlock) with g groups of 8,
-//           1024-byte tiles [I / 128][g] of 8 rows x 128 columns, swizzled; its scales, times the
-//           routing weight, [I / 128][8 g] f32.
-// Bound     every active expert's 3 I D bytes once: R1 on 8 ranks 5.5 MB an expert; 1 token 49.5 MB
-// with the shared expert
-//           (11.6 us at 4.3 TB/s), 64 tokens about 1.2 GB (285 us). Math per weight byte is 2 n
-//           flop for n <= 8 tokens.
-// Launch    gate_up: 132 blocks, each an equal run of work items; down: a block per 64 output
-// columns. Numerics  e4m3 products summed by the tensor cores over 128 columns, then f32 with both
-// scales; gate_up sums 8 column blocks
-//           to a chunk, then chunks; the output sums experts in ascending order, the shared expert
-//           last. All orders are fixed.
+// Problem   out[T,D] = sum over a token's local experts of weight * mlp(x) + mlp_shared(x); up to
+//           256 tokens.
+// Layout    x QuantizedRows [T,D]; per expert gate_up tiles [2 I, D], down tiles [D, I]; layout.h.
+//           Between the launches h as operand tiles: for a block of tokens (ExpertBlock) with g
+//           groups of 8, 1024-byte tiles [I / 128][g] of 8 rows x 128 columns e4m3, swizzled, and
+//           its scales, times the routing weight, [I / 128][8 g] f32.
+// Bound     each active expert's 3 I D bytes once. R1 on 8 ranks: 5.5 MB an expert, so 1 token
+//           49.5 MB with the shared expert (11.6 us at 4.3 TB/s), 64 tokens 1.2 GB (285 us). Math
+//           is 2 n flop a weight byte for n tokens of an expert.
+// Launch    gate_up: 132 blocks, each an equal run of work items; down: a block per 64 columns.
+//           To 8 tokens one block of each fits on an SM; shared memory sets that.
+// Numerics  e4m3 products summed by the tensor cores over 128 columns, then f32 with both scales;
+//           gate_up sums 8 column blocks to a chunk, then chunks; the output sums experts in
+//           ascending order, the shared one last. All orders are fixed.
 // Source    DeepSeek-V3 report, sections 2.1.2 and 3.3.
 //
 // gate_up. A work item is (token block, 128 columns of h, chunk of 8 column blocks, strip of 64
-// weight rows); they are ordered so, and each thread block takes an equal contiguous run: at 1
-// token 504 items over 132 blocks. Items leave partial sums in L2; whoever completes the 28 items
-// of a (token block, 128 columns) adds them in order, applies SwiGLU and quantizes. So the sums do
-// not depend on how the run was cut. One warp streams weight tiles through a ring, one gathers rows
-// of x (swizzling as it copies), two warpgroups multiply alternate strips.
+// weight rows); a (token block, 128 columns) is a unit. Items are ordered so, and each thread block
+// takes equal contiguous runs: at 1 token 504 items over 132 blocks. Items leave partial sums in
+// L2; whoever completes a unit adds them in order, applies SwiGLU and quantizes. So the sums do not
+// depend on how the run was cut. Two warps stream weight tiles, one gathers rows of x (swizzling as
+// it copies), two warpgroups multiply alternate strips.
 //
 // down. A thread block owns 64 output columns for all tokens and walks the token blocks, so the sum
-// over experts stays in shared memory: no atomics, no further pass. It is launched early and fills
-// its ring with weights while gate_up runs.
+// over experts stays in shared memory: no atomics, no further pass. It starts while gate_up runs,
+// and fills its ring with weights (and L2 with some more) before it waits for h.
+#include <algorithm>
 #include <type_traits>
 
 #include <cuda_fp8.h>
@@ -47,24 +47,14 @@ constexpr int kStripColumns = 32;
 constexpr int kAtomBytes = 1024;  // 8 rows x 128 bytes, the unit of the swizzle
 constexpr int kMaxStages = 16;
 constexpr int kConsumers = 256;
-constexpr int kGateUpThreads = kConsumers + 96;  // + two weight warps + the gather warp
-constexpr int kDownThreads = 128 + 32;           // + the copy warp
+constexpr int kGateUpThreads = kConsumers + 96;  // + two weight and one gather warp
+constexpr int kDownThreads = 128 + 64;           // + the weight warp + the h warp
 constexpr int kPrefetchTiles = 8;   // of the shared expert and thread block, brought to L2 early
 constexpr int kPrefetchStages = 8;  // of down, behind its ring, brought to L2 meanwhile
 constexpr int kAccPitch = 68;       // floats; 8 tokens' rows start in different banks
 constexpr int kMaxTopK = 32;
 constexpr int kMaxLocal = 512;
-constexpr int kMaxUnits = 16384;
 constexpr size_t kMaxSharedBytes = 226 * 1024;
-
-// Counters in the workspace, zero before the first call.
-struct Control {
-  uint32_t calls;        // finished ones
-  uint32_t down_blocks;  // of this call, finished
-  uint32_t
-      arrivals[kGateUpBlocks];  // finished items of the unit that a block began and left to others
-  uint32_t ready[kMaxUnits];    // the call in which a unit's h was written last, counted from 1
-};
 
 // Everything that both kernels read.
 struct Problem {
@@ -74,9 +64,9 @@ struct Problem {
   RoutedExperts routed;
   SharedExpert shared;
   __nv_bfloat16* out;
-  Control* control;
-  float2* partial;  // [2 * kGateUpBlocks][items of a unit][token][32 columns] of (gate, up)
-  uint8_t* h;       // routed, then shared
+  uint32_t* arrivals;  // [2 * kGateUpBlocks], zero between calls
+  float2* partial;     // [3 * kGateUpBlocks][items of a unit][token][32 columns] of (gate, up)
+  uint8_t* h;          // routed, then shared
   float* h_scale;
   uint8_t* shared_h;
   float* shared_h_scale;
@@ -102,12 +92,13 @@ struct GateUpShared {
     float gate[kChunkBlocks][kTokens];  // token scale times weight scale
     float up[kChunkBlocks][kTokens];
   };
-  XStage x[2];
-  Scales scales[2];
+  static constexpr int kXStages = 2;
+  XStage x[kXStages];
+  Scales scales[kXStages];
   uint64_t full[2][kMaxStages];  // a ring of weight tiles per warpgroup
   uint64_t empty[2][kMaxStages];
-  uint64_t x_full[2];
-  uint64_t x_empty[2];
+  uint64_t x_full[kXStages];
+  uint64_t x_empty[kXStages];
   int complete;
 };
 
@@ -133,19 +124,6 @@ __host__ __device__ constexpr DownTables down_tables(
 }
 
 #ifdef R1D_SM90
-
-__device__ __forceinline__ uint32_t load_acquire(const uint32_t* from) {
-  uint32_t value;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
-  return value;
-}
-__device__ __forceinline__ void store_release(uint32_t* to, uint32_t value) {
-  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
-}
-// Between ordinary writes to global memory and the copy engine's reads of them.
-__device__ __forceinline__ void fence_async_global() {
-  asm volatile("fence.proxy.async.global;" ::: "memory");
-}
 
 struct Ring {
   int stage = 0;
@@ -202,6 +180,39 @@ __device__ __forceinline__ void load_weights(
 }
 
 // ---- gate_up -----------------------------------------------------------------------------------
+
+// How items are dealt out. Shared items (several tokens each, dearer) are spread evenly among the
+// routed ones in a common order: position v holds a shared item where floor((v + 1) shared / items)
+// exceeds floor(v shared / items). Thread block c takes the positions from c items / kGateUpBlocks
+// on.
+struct Split {
+  int shared;
+  int items;
+  __device__ __forceinline__ int position(int block) const { return block * items / kGateUpBlocks; }
+  __device__ __forceinline__ int shared_before(int at) const {
+    return items > 0 ? static_cast<int>(static_cast<uint32_t>(at) * shared / items) : 0;
+  }
+  // The block that has an item; routed items are numbered from `shared` on.
+  __device__ __forceinline__ int owner(int item) const {
+    const int64_t at = item < shared
+                           ? (static_cast<int64_t>(item + 1) * items + shared - 1) / shared - 1
+                           : static_cast<int64_t>(item - shared) * items / (items - shared);
+    return static_cast<int>(((at + 1) * kGateUpBlocks - 1) / items);
+  }
+};
+
+// A thread block's items: first its shared ones, then its routed ones.
+struct Run {
+  int shared_lo, shared_hi, lo, hi;
+  __device__ __forceinline__ Run(const Split& split, int block) {
+    const int from = split.position(block);
+    const int to = split.position(block + 1);
+    shared_lo = split.shared_before(from);
+    shared_hi = split.shared_before(to);
+    lo = split.shared + from - shared_lo;
+    hi = split.shared + to - shared_hi;
+  }
+};
 
 // One (token block, 128 columns of h).
 struct Unit {
@@ -348,7 +359,6 @@ __device__ __forceinline__ void finish_unit(const Problem& p,
       h_scale[token] = u.shared ? scale : scale * p.weights[p.lists.entries[u.begin + token]];
     }
   }
-  fence_async_global();
 }
 
 #endif  // R1D_SM90
@@ -372,9 +382,9 @@ __global__ void __launch_bounds__(kGateUpThreads)
         mbarrier_init(&s.empty[g][i], 4);
       }
     }
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < s.kXStages; ++i) {
       mbarrier_init(&s.x_full[i], 32);
-      mbarrier_init(&s.x_empty[i], 8);
+      mbarrier_init(&s.x_empty[i], kConsumers / 32);
     }
     mbarrier_init_fence();
     const auto prefetch = [](const uint8_t* weight, int num_tiles) {
@@ -393,162 +403,195 @@ __global__ void __launch_bounds__(kGateUpThreads)
     blocks[i] = __ldcg(reinterpret_cast<const int4*>(p.lists.blocks) + i);
   }
   const int num_blocks = __ldcg(p.lists.num_blocks);
-  const uint32_t call = __ldcg(&p.control->calls) + 1;
+  grid_launch_dependents();  // after the wait: down reads the lists before its own
   __syncthreads();
 
   const int chunks = (p.hidden_blocks + kChunkBlocks - 1) / kChunkBlocks;
   const int unit_items = chunks * kStrips;
-  const int units = p.shared_blocks * p.shared_columns + num_blocks * p.routed_columns;
-  const int items = units * unit_items;
-  const int lo = blockIdx.x * items / kGateUpBlocks;
-  const int hi = (blockIdx.x + 1) * items / kGateUpBlocks;
+  const int shared_items = p.shared_blocks * p.shared_columns * unit_items;
+  const int items = shared_items + num_blocks * p.routed_columns * unit_items;
+  // To 8 tokens all items cost the same: the shared ones lead the run, and a block has a segment
+  // less.
+  const Split split{kTokens == 8 ? 0 : shared_items, items};
+  const Run run{split, static_cast<int>(blockIdx.x)};
 
-  if (warp / 2 == kConsumers / 64) {
+  constexpr int kCopyWarp = kConsumers / 32;
+  if (warp == kCopyWarp || warp == kCopyWarp + 1) {
     // ---- weight tiles, a warp for each warpgroup's strips ----
     if (lane != 0) return;
-    const int group = warp % 2;
+    const int group = warp - kCopyWarp;
     const uint64_t once = l2_evict_first();
     tiles += group * p.stages * kStageBytes;
     Ring ring;
-    for (int i = lo + ((lo ^ group) & 1); i < hi; i += 2) {
-      const int unit = i / unit_items;
-      const int item = i - unit * unit_items;
-      const Unit u = unit_at(p, blocks, unit, kTokens);
-      const int first = item / kStrips * kChunkBlocks;
-      const int count = min(p.hidden_blocks - first, kChunkBlocks);
-      const int64_t tile =
-          static_cast<int64_t>(u.columns * kStrips + item % kStrips) * p.hidden_blocks + first;
-      const uint8_t* from =
-          (u.shared ? p.shared.gate_up.tiles
-                    : p.routed.gate_up_tiles + u.expert * p.routed.gate_up_stride) +
-          tile * kTileBytes;
-      for (int b = 0; b < count; b += 2) {
-        const uint32_t bytes = min(count - b, 2) * kTileBytes;
-        mbarrier_wait(&s.empty[group][ring.stage], ring.phase ^ 1);
-        mbarrier_arrive_expect(&s.full[group][ring.stage], bytes);
-        load_weights(tiles + ring.stage * kStageBytes,
-                     from + b * kTileBytes,
-                     bytes,
-                     &s.full[group][ring.stage],
-                     u.shared && p.shared_blocks > 1,
-                     once);
-        ring.advance(p.stages);
+    const auto load = [&](int lo, int hi) {
+      for (int i = lo + ((lo ^ group) & 1); i < hi; i += 2) {
+        const int unit = i / unit_items;
+        const int item = i - unit * unit_items;
+        const Unit u = unit_at(p, blocks, unit, kTokens);
+        const int first = item / kStrips * kChunkBlocks;
+        const int count = min(p.hidden_blocks - first, kChunkBlocks);
+        const int64_t tile =
+            static_cast<int64_t>(u.columns * kStrips + item % kStrips) * p.hidden_blocks + first;
+        const uint8_t* from =
+            (u.shared ? p.shared.gate_up.tiles
+                      : p.routed.gate_up_tiles + u.expert * p.routed.gate_up_stride) +
+            tile * kTileBytes;
+        for (int b = 0; b < count; b += 2) {
+          const uint32_t bytes = min(count - b, 2) * kTileBytes;
+          mbarrier_wait(&s.empty[group][ring.stage], ring.phase ^ 1);
+          mbarrier_arrive_expect(&s.full[group][ring.stage], bytes);
+          load_weights(tiles + ring.stage * kStageBytes,
+                       from + b * kTileBytes,
+                       bytes,
+                       &s.full[group][ring.stage],
+                       u.shared && p.shared_blocks > 1,
+                       once);
+          ring.advance(p.stages);
+        }
       }
-    }
-    // Down may start: its weights come when ours are on their way. Not before the wait above, since
-    // it reads the lists before its own.
-    grid_launch_dependents();
+    };
+    load(run.shared_lo, run.shared_hi);
+    load(run.lo, run.hi);
     return;
   }
 
-  if (warp == kConsumers / 32 + 2) {
+  if (warp == kCopyWarp + 2) {
     // ---- rows of x and scales, a stage per (unit, chunk) ----
-    int stage = 0;
-    uint32_t phase = 0;
+    Ring ring;
     int known_unit = -1;
     Unit u{};
     int token = 0;
     const int my_row = lane % kTokens;
-    for (int i = lo; i < hi; i = i / kStrips * kStrips + kStrips) {
-      const int unit = i / unit_items;
-      if (unit != known_unit) {
-        known_unit = unit;
-        u = unit_at(p, blocks, unit, kTokens);
-        token = u.begin + my_row;
-        if (!u.shared) token = my_row < u.count ? __ldcg(p.lists.entries + token) / p.top_k : 0;
-      }
-      const int first = (i - unit * unit_items) / kStrips * kChunkBlocks;
-      const int count = min(p.hidden_blocks - first, kChunkBlocks);
-      const int64_t scale_at = static_cast<int64_t>(u.columns) * p.hidden_blocks + first;
-      const float* gate_scale =
-          (u.shared ? p.shared.gate_up.gate_scale
-                    : p.routed.gate_scale + u.expert * p.routed.gate_up_scale_stride) +
-          scale_at;
-      const float* up_scale =
-          (u.shared ? p.shared.gate_up.up_scale
-                    : p.routed.up_scale + u.expert * p.routed.gate_up_scale_stride) +
-          scale_at;
-      const int groups = (u.count + 7) / 8;
-      mbarrier_wait(&s.x_empty[stage], phase ^ 1);
-      for (int row = 0; row < u.count; ++row) {
-        const uint8_t* from = p.x.data + __shfl_sync(~0U, token, row) * p.x.cols +
-                              static_cast<int64_t>(first) * kColumns;
-        uint8_t* to = s.x[stage].rows + row / 8 * kAtomBytes + row % 8 * kColumns;
-        for (int piece = lane; piece < count * 8; piece += 32) {
-          cp_async_16(smem_address(to + piece / 8 * groups * kAtomBytes + ((piece ^ row) % 8) * 16),
-                      from + piece * 16);
+    const auto gather = [&](int lo, int hi) {
+      for (int i = lo; i < hi; i = i / kStrips * kStrips + kStrips) {
+        const int unit = i / unit_items;
+        if (unit != known_unit) {
+          known_unit = unit;
+          u = unit_at(p, blocks, unit, kTokens);
+          token = u.begin + my_row;
+          if (!u.shared) token = my_row < u.count ? __ldcg(p.lists.entries + token) / p.top_k : 0;
         }
-      }
-      cp_async_commit();
+        const int first = (i - unit * unit_items) / kStrips * kChunkBlocks;
+        const int count = min(p.hidden_blocks - first, kChunkBlocks);
+        const int64_t scale_at = static_cast<int64_t>(u.columns) * p.hidden_blocks + first;
+        const float* gate_scale =
+            (u.shared ? p.shared.gate_up.gate_scale
+                      : p.routed.gate_scale + u.expert * p.routed.gate_up_scale_stride) +
+            scale_at;
+        const float* up_scale =
+            (u.shared ? p.shared.gate_up.up_scale
+                      : p.routed.up_scale + u.expert * p.routed.gate_up_scale_stride) +
+            scale_at;
+        const int groups = (u.count + 7) / 8;
+        const int stage = ring.stage;
+        mbarrier_wait(&s.x_empty[stage], ring.phase ^ 1);
+        for (int row = 0; row < u.count; ++row) {
+          const uint8_t* from = p.x.data + __shfl_sync(~0U, token, row) * p.x.cols +
+                                static_cast<int64_t>(first) * kColumns;
+          uint8_t* to = s.x[stage].rows + row / 8 * kAtomBytes + row % 8 * kColumns;
+          for (int piece = lane; piece < count * 8; piece += 32) {
+            cp_async_16(
+                smem_address(to + piece / 8 * groups * kAtomBytes + ((piece ^ row) % 8) * 16),
+                from + piece * 16);
+          }
+        }
+        cp_async_commit();
+        // All loads before all stores: one trip to memory.
+        constexpr int kPerLane = kChunkBlocks * kTokens / 32;
+        float scale[kPerLane];
+        float gate[kPerLane];
+        float up[kPerLane];
 #pragma unroll
-      for (int j = 0; j < kChunkBlocks * kTokens / 32; ++j) {
-        const int b = j * (32 / kTokens) + lane / kTokens;
-        if (b < count && my_row < u.count) {
-          const float scale = p.x.scale[(first + b) * p.x.scale_stride + token];
-          s.scales[stage].gate[b][my_row] = scale * gate_scale[b];
-          s.scales[stage].up[b][my_row] = scale * up_scale[b];
+        for (int j = 0; j < kPerLane; ++j) {
+          const int b = j * (32 / kTokens) + lane / kTokens;
+          if (b >= count || my_row >= u.count) continue;
+          scale[j] = p.x.scale[(first + b) * p.x.scale_stride + token];
+          gate[j] = gate_scale[b];
+          up[j] = up_scale[b];
         }
+#pragma unroll
+        for (int j = 0; j < kPerLane; ++j) {
+          const int b = j * (32 / kTokens) + lane / kTokens;
+          if (b >= count || my_row >= u.count) continue;
+          s.scales[stage].gate[b][my_row] = scale[j] * gate[j];
+          s.scales[stage].up[b][my_row] = scale[j] * up[j];
+        }
+        cp_async_wait<0>();
+        fence_async_shared();
+        mbarrier_arrive(&s.x_full[stage]);
+        ring.advance(s.kXStages);
       }
-      cp_async_wait<0>();
-      fence_async_shared();
-      mbarrier_arrive(&s.x_full[stage]);
-      stage ^= 1;
-      if (stage == 0) phase ^= 1;
-    }
+    };
+    gather(run.shared_lo, run.shared_hi);
+    gather(run.lo, run.hi);
     return;
   }
+
+  // A run's part of a unit is a segment. Calls visit(first item, one behind its last, partial sums'
+  // place, unit's count of arrivals or null when the unit is all ours).
+  const auto for_segments = [&](auto&& visit) {
+    const auto walk = [&](int lo, int hi) {
+      for (int i = lo; i < hi;) {
+        const int first = i / unit_items * unit_items;
+        const int end = min(hi, first + unit_items);
+        const bool whole = i == first && end == first + unit_items;
+        const int owner = split.owner(first);
+        // A block has a place for whole units and one each for the shared and the routed unit that
+        // it leaves unfinished.
+        const int shared = first < shared_items ? 1 : 0;
+        const int64_t place = 3 * owner + (whole ? 0 : 1 + shared);
+        visit(i,
+              end,
+              p.partial + place * unit_items * kTokens * kStripColumns,
+              whole ? nullptr : p.arrivals + 2 * owner + shared);
+        i = end;
+      }
+    };
+    walk(run.shared_lo, run.shared_hi);
+    walk(run.lo, run.hi);
+  };
 
   // ---- products ----
   const int group = warp / 4;
   tiles += group * p.stages * kStageBytes;
   Ring ring;
-  Unit u{};
-  int x_stage = 1;
-  uint32_t x_phase = 1;
-  float2* slot = nullptr;
-  bool whole = false;
-  int owner = 0;
-  for (int i = lo; i < hi; ++i) {
-    const int unit = i / unit_items;
-    const int item = i - unit * unit_items;
-    if (i == lo || item == 0) {
-      u = unit_at(p, blocks, unit, kTokens);
-      const int first_item = unit * unit_items;
-      whole = first_item >= lo && first_item + unit_items <= hi;
-      owner =
-          ((first_item + 1) * kGateUpBlocks - 1) / items;  // the block with the unit's first item
-      slot = p.partial + static_cast<int64_t>(2 * owner + (whole ? 0 : 1)) * unit_items * kTokens *
-                             kStripColumns;
+  Ring x_ring;
+  for_segments([&](int begin, int end, float2* slot, uint32_t* arrivals) {
+    const Unit u = unit_at(p, blocks, begin / unit_items, kTokens);
+    for (int i = begin; i < end; ++i) {
+      const int item = i % unit_items;
+      if (i == begin || item % kStrips == 0) mbarrier_wait(&s.x_full[x_ring.stage], x_ring.phase);
+      if (item % 2 == group) {
+        const int count = min(p.hidden_blocks - item / kStrips * kChunkBlocks, kChunkBlocks);
+        float2* to = slot + static_cast<int64_t>(item) * kTokens * kStripColumns;
+        for_width<kTokens>(u.count, [&](auto n) {
+          gate_up_item<decltype(n)::value>(s,
+                                           s.full[group],
+                                           s.empty[group],
+                                           tiles,
+                                           p.stages,
+                                           ring,
+                                           x_ring.stage,
+                                           count,
+                                           u.count,
+                                           to);
+        });
+      }
+      if (i + 1 == end || item % kStrips == kStrips - 1) {
+        __syncwarp();
+        if (lane == 0) mbarrier_arrive(&s.x_empty[x_ring.stage]);
+        x_ring.advance(s.kXStages);
+      }
     }
-    if (i == lo || item % kStrips == 0) {
-      x_stage ^= 1;
-      if (x_stage == 0) x_phase ^= 1;
-      mbarrier_wait(&s.x_full[x_stage], x_phase);
-    }
-    const int count = min(p.hidden_blocks - item / kStrips * kChunkBlocks, kChunkBlocks);
-    if (item % 2 == group) {
-      float2* to = slot + static_cast<int64_t>(item) * kTokens * kStripColumns;
-      const auto run = [&](auto n) {
-        gate_up_item<decltype(n)::value>(
-            s, s.full[group], s.empty[group], tiles, p.stages, ring, x_stage, count, u.count, to);
-      };
-      for_width<kTokens>(u.count, run);
-    }
-    const bool last_item = i + 1 == hi || item + 1 == unit_items;
-    if (last_item || item % kStrips == kStrips - 1) {
-      __syncwarp();
-      if (lane == 0) mbarrier_arrive(&s.x_empty[x_stage]);
-    }
-    if (!last_item) continue;
+    // Whoever brings a unit's last items completes it.
     named_barrier(1, kConsumers);
-    bool complete = whole;
-    if (!whole) {
+    bool complete = true;
+    if (arrivals != nullptr) {
       if (threadIdx.x == 0) {
-        const uint32_t mine = i + 1 - max(lo, unit * unit_items);
+        const uint32_t mine = end - begin;
         __threadfence();
-        const bool done = atomicAdd(&p.control->arrivals[owner], mine) + mine ==
-                          static_cast<uint32_t>(unit_items);
-        if (done) p.control->arrivals[owner] = 0;
+        const bool done = atomicAdd(arrivals, mine) + mine == static_cast<uint32_t>(unit_items);
+        if (done) *arrivals = 0;
         __threadfence();
         s.complete = done;
       }
@@ -556,12 +599,8 @@ __global__ void __launch_bounds__(kGateUpThreads)
       complete = s.complete;
     }
     if (complete) finish_unit<kTokens>(p, u, slot, chunks);
-    named_barrier(1, kConsumers);  // h is written; also before the slot and the flag are used again
-    if (complete && threadIdx.x == 0) {
-      __threadfence();
-      store_release(&p.control->ready[unit], call);
-    }
-  }
+    named_barrier(1, kConsumers);  // before the place and the flag are used again
+  });
 #endif  // R1D_SM90
 }
 
@@ -574,42 +613,40 @@ struct DownPart {
   const uint8_t* weight;
   const uint8_t* h;
   const float* h_scale;
-  int unit;  // whose h; the second tile's is the next
-  int two;   // tiles
+  int two;  // tiles
   int groups;
   bool again;  // other token blocks read the same weights
 };
 
-// Calls visit(part) for a thread block's parts in order, until it returns false.
-template <int kTokens, typename Visit>
-__device__ __forceinline__ void walk_down(const Problem& p,
-                                          const int4* blocks,
-                                          int num_blocks,
-                                          Visit&& visit) {
-  for (int b = 0; b < num_blocks + p.shared_blocks; ++b) {
-    const bool shared = b >= num_blocks;
-    const int columns = shared ? p.shared_columns : p.routed_columns;
-    const int begin = (b - num_blocks) * kTokens;
-    const int4 block =
-        shared ? make_int4(0, begin, min(p.num_tokens - begin, kTokens), begin / 8) : blocks[b];
-    const int unit =
-        shared ? (b - num_blocks) * columns : p.shared_blocks * p.shared_columns + b * columns;
-    const int64_t first_tile = static_cast<int64_t>(blockIdx.x) * columns;
-    const int64_t first_group = static_cast<int64_t>(block.w) * columns;
-    DownPart part;
-    part.groups = (block.z + 7) / 8;
-    part.again = shared && p.shared_blocks > 1;
-    for (int c = 0; c < columns; c += 2) {
-      part.weight =
-          (shared ? p.shared.down.tiles : p.routed.down_tiles + block.x * p.routed.down_stride) +
-          (first_tile + c) * kTileBytes;
-      part.h = (shared ? p.shared_h : p.h) + (first_group + c * part.groups) * kAtomBytes;
-      part.h_scale = (shared ? p.shared_h_scale : p.h_scale) + (first_group + c * part.groups) * 8;
-      part.unit = unit + c;
-      part.two = min(columns - c, 2);
-      if (!visit(part)) return;
-    }
-  }
+__device__ __forceinline__ int down_parts(const Problem& p, int num_blocks) {
+  return num_blocks * ((p.routed_columns + 1) / 2) + p.shared_blocks * ((p.shared_columns + 1) / 2);
+}
+
+// The parts in order: routed token blocks, then shared ones.
+template <int kTokens>
+__device__ __forceinline__ DownPart
+down_part(const Problem& p, const int4* blocks, int num_blocks, int index) {
+  const int routed_parts = num_blocks * ((p.routed_columns + 1) / 2);
+  const bool shared = index >= routed_parts;
+  if (shared) index -= routed_parts;
+  const int columns = shared ? p.shared_columns : p.routed_columns;
+  const int per_block = (columns + 1) / 2;
+  const int b = index / per_block;
+  const int c = (index - b * per_block) * 2;
+  const int begin = b * kTokens;
+  const int4 block =
+      shared ? make_int4(0, begin, min(p.num_tokens - begin, kTokens), begin / 8) : blocks[b];
+  DownPart part;
+  part.groups = (block.z + 7) / 8;
+  const int64_t h_group = static_cast<int64_t>(block.w) * columns + c * part.groups;
+  part.weight =
+      (shared ? p.shared.down.tiles : p.routed.down_tiles + block.x * p.routed.down_stride) +
+      (static_cast<int64_t>(blockIdx.x) * columns + c) * kTileBytes;
+  part.h = (shared ? p.shared_h : p.h) + h_group * kAtomBytes;
+  part.h_scale = (shared ? p.shared_h_scale : p.h_scale) + h_group * 8;
+  part.two = min(columns - c, 2);
+  part.again = shared && p.shared_blocks > 1;
+  return part;
 }
 
 template <int N>
@@ -710,55 +747,48 @@ __global__ void __launch_bounds__(kDownThreads) moe_down_f8(const __grid_constan
     blocks[i] = __ldcg(reinterpret_cast<const int4*>(p.lists.blocks) + i);
   }
   const int num_blocks = __ldcg(p.lists.num_blocks);
-  const uint32_t call = __ldcg(&p.control->calls) + 1;
   __syncthreads();
 
+  const int parts = down_parts(p, num_blocks);
   if (warp == 4) {
-    // ---- copies ----
+    // ---- weight tiles: a ring's worth and some more to L2 while gate_up runs ----
     if (threadIdx.x % 32 != 0) return;
     const uint64_t once = l2_evict_first();
-    const auto begin_stage = [&](int stage, const DownPart& part) {
-      mbarrier_arrive_expect(&full[stage],
+    for (int i = p.stages; i < min(parts, p.stages + kPrefetchStages); ++i) {
+      const DownPart part = down_part<kTokens>(p, blocks, num_blocks, i);
+      bulk_prefetch_l2(part.weight, part.two * kTileBytes);
+    }
+    Ring ring;
+    for (int i = 0; i < parts; ++i) {
+      const DownPart part = down_part<kTokens>(p, blocks, num_blocks, i);
+      mbarrier_wait(&empty[ring.stage], ring.phase ^ 1);
+      mbarrier_arrive_expect(&full[ring.stage],
                              part.two * (kTileBytes + part.groups * (kAtomBytes + 32)));
-      load_weights(ring_stages[stage].tiles,
+      load_weights(ring_stages[ring.stage].tiles,
                    part.weight,
                    part.two * kTileBytes,
-                   &full[stage],
+                   &full[ring.stage],
                    part.again,
                    once);
-    };
-    // Weights ahead of h: a ring's worth to shared memory, some more to L2.
-    int ahead = 0;
-    int prefetched = 0;
-    walk_down<kTokens>(p, blocks, num_blocks, [&](const DownPart& part) {
-      if (ahead < p.stages) {
-        begin_stage(ahead++, part);
-      } else {
-        bulk_prefetch_l2(part.weight, part.two * kTileBytes);
-        ++prefetched;
-      }
-      return prefetched < kPrefetchStages;
-    });
+      ring.advance(p.stages);
+    }
+    return;
+  }
+  if (warp == 5) {
+    // ---- h, once gate_up is over ----
+    grid_dependency_wait();
+    if (threadIdx.x % 32 != 0) return;
     Ring ring;
-    int visited = 0;
-    walk_down<kTokens>(p, blocks, num_blocks, [&](const DownPart& part) {
-      if (visited++ >= ahead) {
-        mbarrier_wait(&empty[ring.stage], ring.phase ^ 1);
-        begin_stage(ring.stage, part);
-      }
-      for (int i = 0; i < part.two; ++i) {
-        while (load_acquire(&p.control->ready[part.unit + i]) != call) {
-        }
-      }
-      fence_async_global();
+    for (int i = 0; i < parts; ++i) {
+      const DownPart part = down_part<kTokens>(p, blocks, num_blocks, i);
+      mbarrier_wait(&empty[ring.stage], ring.phase ^ 1);
       bulk_load(ring_stages[ring.stage].h,
                 part.h,
                 part.two * part.groups * kAtomBytes,
                 &full[ring.stage]);
       bulk_load(h_scales[ring.stage], part.h_scale, part.two * part.groups * 32, &full[ring.stage]);
       ring.advance(p.stages);
-      return true;
-    });
+    }
     return;
   }
 
@@ -778,6 +808,7 @@ __global__ void __launch_bounds__(kDownThreads) moe_down_f8(const __grid_constan
     tokens[i] = static_cast<uint16_t>(__ldcg(p.lists.entries + i) / p.top_k);
   }
   named_barrier(1, 128);
+  grid_dependency_wait();
 
   // ---- products ----
   Ring ring;
@@ -816,12 +847,6 @@ __global__ void __launch_bounds__(kDownThreads) moe_down_f8(const __grid_constan
     for (int j = 0; j < 4; ++j) pairs[j] = __floats2bfloat162_rn(from[2 * j], from[2 * j + 1]);
     *reinterpret_cast<uint4*>(p.out + token * p.x.cols + strip * 64 + i % 8 * 8) = packed;
   }
-  // All h was ready, so gate_up is over but for its exits; what follows this kernel relies on that.
-  grid_dependency_wait();
-  if (threadIdx.x == 0 && atomicAdd(&p.control->down_blocks, 1) == gridDim.x - 1) {
-    p.control->down_blocks = 0;
-    p.control->calls = call;
-  }
 #endif  // R1D_SM90
 }
 
@@ -840,8 +865,8 @@ Workspace plan_workspace(const MoeDecodeSizes& z) {
   const size_t groups = max_expert_groups(z.num_tokens, z.top_k, z.num_local);
   const size_t shared_groups = (z.num_tokens + 7) / 8;
   Workspace w{};
-  w.partial = round_up(sizeof(Control));
-  w.h = w.partial + round_up(2 * kGateUpBlocks * chunks * kStrips * token_block_size(z.num_tokens) *
+  w.partial = round_up(2 * kGateUpBlocks * sizeof(uint32_t));
+  w.h = w.partial + round_up(3 * kGateUpBlocks * chunks * kStrips * token_block_size(z.num_tokens) *
                              kStripColumns * sizeof(float2));
   w.h_scale = w.h + round_up(groups * 8 * z.intermediate);
   w.shared_h = w.h_scale + round_up(groups * 8 * (z.intermediate / kColumns) * sizeof(float));
@@ -918,7 +943,7 @@ cudaError_t moe_decode(const QuantizedRows& x,
   p.routed = routed;
   p.shared = shared;
   p.out = out;
-  p.control = reinterpret_cast<Control*>(base);
+  p.arrivals = reinterpret_cast<uint32_t*>(base);
   p.partial = reinterpret_cast<float2*>(base + at.partial);
   p.h = base + at.h;
   p.h_scale = reinterpret_cast<float*>(base + at.h_scale);
@@ -932,7 +957,11 @@ cudaError_t moe_decode(const QuantizedRows& x,
   p.shared_columns = static_cast<int>(shared_intermediate / kColumns);
   const int block_tokens = token_block_size(num_tokens);
   p.shared_blocks = shared_intermediate > 0 ? (num_tokens + block_tokens - 1) / block_tokens : 0;
-  if (p.shared_blocks * p.shared_columns + p.max_blocks * p.routed_columns > kMaxUnits) {
+  const int64_t unit_items = (p.hidden_blocks + kChunkBlocks - 1) / kChunkBlocks * kStrips;
+  const int64_t shared_units = static_cast<int64_t>(p.shared_blocks) * p.shared_columns;
+  const int64_t units = shared_units + static_cast<int64_t>(p.max_blocks) * p.routed_columns;
+  if (shared_units * unit_items * units * unit_items > UINT32_MAX ||
+      units * unit_items * kGateUpBlocks > INT32_MAX) {
     return cudaErrorInvalidValue;
   }
   return block_tokens == 8 ? enqueue_both<8>(p, launch) : enqueue_both<32>(p, launch);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Routed experts and shared expert of one rank for few tokens (decode):
-//   out[t] = sum over slots s with a local expert e: weight[t, s] * mlp_e(x[t])  +
-//   mlp_shared(x[t]), mlp(x) = down(quantize(silu(gate x) * (up x))), quantize to e4m3 with a scale
-//   per 1x128.
+//   out[t] = sum over slots s with a local expert e of weight[t, s] * mlp_e(x[t])
+//            + mlp_shared(x[t])
+//   mlp(x) = down(quantize(silu(gate x) * (up x))); quantize: e4m3 with a scale per 1x128
 // Weights are read once, whatever the number of tokens of an expert.
 #pragma once
 
@@ -62,8 +62,8 @@ size_t moe_decode_workspace(const MoeDecodeSizes& sizes);
 //   x        QuantizedRows [T, D]
 //   weights  [T, k] f32 and
 //   lists    as route_decode() or list_experts() made them for the same T and k
-//   out      [T, D] bf16, 16-byte aligned; complete (tokens without a local expert: the shared
-//   expert alone, or zeros)
+//   out      [T, D] bf16, 16-byte aligned; complete: a token without a local expert gets the shared
+//            expert alone, or zeros
 // Assumes that a token names an expert once. cudaErrorInvalidValue: sizes outside the above.
 // The second launch reads `lists` before its own dependency wait: with launch.dependent they must
 // come from a kernel that the first launch depends on, as in the order router, moe_decode.

@@ -20,7 +20,6 @@ namespace {
 constexpr int kCluster = 8;
 constexpr int kWarps = 32;
 constexpr int kExperts = 256;
-constexpr int64_t kFewPairs = 8192;  // 32 rows an expert at 256 experts
 
 #ifdef R1D_SM90
 
@@ -63,7 +62,6 @@ __global__ void __launch_bounds__(1024, 1) expert_lists(const int32_t* experts,
                                                         int32_t pairs,
                                                         int32_t first_expert,
                                                         int32_t num_local,
-                                                        int32_t tile_rows,
                                                         ExpertLists lists) {
 #ifdef R1D_SM90
   __shared__ ListsShared shared;
@@ -121,16 +119,16 @@ __global__ void __launch_bounds__(1024, 1) expert_lists(const int32_t* experts,
     }
   }
   cluster_arrive();  // waited for at the end: a CTA's totals outlive their readers
-  const int32_t tiles = (total + tile_rows - 1) / tile_rows;
+  const int32_t tiles = (total + kMoeTileRows - 1) / kMoeTileRows;
   const int32_t first_row = prefix_256(total, shared.scan);
   const int32_t first_tile = prefix_256(tiles, shared.scan);
   if (thread < kExperts) {
     for (int32_t w = 0; w < kWarps; ++w) shared.rows[w][thread] += first_row + before;
     // The CTAs share the tiles.
     for (int32_t m = rank; m < tiles; m += kCluster) {
-      const int32_t row = m * tile_rows;
+      const int32_t row = m * kMoeTileRows;
       reinterpret_cast<int4*>(lists.tiles)[first_tile + m] =
-          make_int4(thread, first_row + row, min(tile_rows, total - row), 0);
+          make_int4(thread, first_row + row, min(kMoeTileRows, total - row), 0);
     }
     if (rank == 0 && thread == kExperts - 1) {
       lists.totals[0] = first_tile + tiles;
@@ -154,14 +152,9 @@ __global__ void __launch_bounds__(1024, 1) expert_lists(const int32_t* experts,
 
 }  // namespace
 
-int32_t moe_tile_rows(int64_t tokens, int32_t k) {
-  return tokens * k <= kFewPairs ? 64 : 128;
-}
-
 int64_t moe_max_tiles(int64_t tokens, int32_t k, int32_t num_local) {
   const int64_t pairs = tokens * k;
-  const int64_t full = std::max(pairs / 128, std::min(pairs, kFewPairs) / 64);
-  return std::min(pairs, full + num_local);
+  return std::min(pairs, pairs / kMoeTileRows + num_local);
 }
 
 cudaError_t moe_expert_lists(const int32_t* experts,
@@ -176,15 +169,7 @@ cudaError_t moe_expert_lists(const int32_t* experts,
                       num_local <= kExperts && first_expert >= 0;
   if (!served) return cudaErrorInvalidValue;
   const Grid grid{.blocks = dim3(kCluster), .threads = dim3(1024), .cluster = kCluster};
-  return enqueue(expert_lists,
-                 grid,
-                 launch,
-                 experts,
-                 tokens * k,
-                 first_expert,
-                 num_local,
-                 moe_tile_rows(tokens, k),
-                 lists);
+  return enqueue(expert_lists, grid, launch, experts, tokens * k, first_expert, num_local, lists);
 }
 
 }  // namespace r1d::kernels

@@ -13,7 +13,6 @@
 // Source    DeepSeek-V3 report, section 2.1.2.
 #include <algorithm>
 
-#include "kernels/common/tensor_map.h"
 #include "kernels/fp8_gemm_prefill/block_product.cuh"
 #include "kernels/moe_prefill/moe_prefill.h"
 
@@ -29,11 +28,10 @@ constexpr int32_t kSms = 132;  // of an H100 or H200; another count costs speed 
 constexpr int32_t kMaxSlots = 16;
 constexpr int32_t kCombineThreads = 128;
 
-//              groups: rows cols K, row blocks, columns, stages, cluster
-using Block64x256 = BlockShape<1, 2, 1, 1, 128, 5, 1>;
-using Block128x256 = BlockShape<1, 2, 1, 2, 128, 4, 1>;
-constexpr int32_t kTileCols = Block128x256::kCols;
-static_assert(Block64x256::kCols == kTileCols);
+//              groups: rows cols K, columns, stages, cluster
+using Block64x256 = BlockShape<1, 2, 1, 128, 5, 1>;
+static_assert(Block64x256::kRows == kMoeTileRows);
+constexpr int32_t kBlockCols = 256;  // moe_down_combine's unit
 
 bool served_rows(int64_t tokens, int32_t k, int64_t rows, int64_t cols) {
   constexpr int64_t kMost = 1 << 20;
@@ -41,12 +39,11 @@ bool served_rows(int64_t tokens, int32_t k, int64_t rows, int64_t cols) {
          rows % 64 == 0 && cols % 128 == 0;
 }
 
-template <class Shape>
 Grid product_grid(int64_t pairs, int64_t col_tiles) {
   const int64_t most = std::min<int64_t>(pairs * col_tiles, kSms);
   return {.blocks = dim3(static_cast<unsigned>(most)),
-          .threads = dim3(Shape::kThreads),
-          .shared_bytes = Shape::kSharedBytes};
+          .threads = dim3(Block64x256::kThreads),
+          .shared_bytes = Block64x256::kSharedBytes};
 }
 
 // Columns first .. first + y_cols of every token.
@@ -87,7 +84,7 @@ __global__ void __launch_bounds__(kCombineThreads) combine(const __nv_bfloat16* 
       }
     }
   }
-  const int64_t at = token * dim + col;
+  const int64_t at = token * dim + first + col;
   uint4 bits{};
   if (shared != nullptr) bits = *reinterpret_cast<const uint4*>(shared + at);
   auto* pairs = reinterpret_cast<__nv_bfloat162*>(&bits);
@@ -106,28 +103,9 @@ Parameters list_parameters(const ExpertLists& lists, const QuantizedRows& x, int
   p.x_scale_stride = x.scale_stride;
   p.w_rows = static_cast<int32_t>(w_rows);
   p.k_blocks = static_cast<int32_t>(x.cols / 128);
-  p.col_tiles = static_cast<int32_t>((w_rows + kTileCols - 1) / kTileCols);
   p.tiles = reinterpret_cast<const int4*>(lists.tiles);
   p.totals = lists.totals;
   return p;
-}
-
-template <class Shape>
-cudaError_t gate_up(const Parameters& p, int64_t pairs, const Launch& launch) {
-  return enqueue(prefill::block_product<Shape, Rows::kGathered, Output::kSwiGluQuantized>,
-                 product_grid<Shape>(pairs, p.col_tiles),
-                 launch,
-                 CUtensorMap{},
-                 p);
-}
-
-template <class Shape>
-cudaError_t down(const Parameters& p, const CUtensorMap& map, int64_t pairs, const Launch& launch) {
-  return enqueue(prefill::block_product<Shape, Rows::kGrouped, Output::kPlain>,
-                 product_grid<Shape>(pairs, p.col_tiles),
-                 launch,
-                 map,
-                 p);
 }
 
 }  // namespace
@@ -159,17 +137,21 @@ cudaError_t moe_gate_up(const ExpertGateUp& weight,
   p.out_data = h.data;
   p.out_scale = h.scale;
   p.out_scale_stride = h.scale_stride;
-  if (moe_tile_rows(tokens, k) == Block64x256::kRows) return gate_up<Block64x256>(p, pairs, launch);
-  return gate_up<Block128x256>(p, pairs, launch);
+  p.col_tiles = p.w_rows / Block64x256::kCols;
+  return enqueue(prefill::block_product<Block64x256, Rows::kGathered, Output::kSwiGluQuantized>,
+                 product_grid(pairs, p.col_tiles),
+                 launch,
+                 prefill::XMaps{},
+                 p);
 }
 
 int64_t moe_down_block(int64_t tokens, int32_t k, int64_t dim) {
   constexpr int64_t kScratchBytes = 480 << 20;
-  const int64_t most = (dim + kTileCols - 1) / kTileCols;
-  const int64_t fit = kScratchBytes / (std::max<int64_t>(tokens * k, 1) * 2 * kTileCols);
+  const int64_t most = (dim + kBlockCols - 1) / kBlockCols;
+  const int64_t fit = kScratchBytes / (std::max<int64_t>(tokens * k, 1) * 2 * kBlockCols);
   const int64_t blocks =
       (most + std::clamp<int64_t>(fit, 1, most) - 1) / std::clamp<int64_t>(fit, 1, most);
-  return (most + blocks - 1) / blocks * kTileCols;  // as even as can be
+  return (most + blocks - 1) / blocks * kBlockCols;  // as even as can be
 }
 
 cudaError_t moe_down_combine(const ExpertDown& weight,
@@ -188,17 +170,10 @@ cudaError_t moe_down_combine(const ExpertDown& weight,
   const int64_t dim = weight.first.rows;
   const bool served = served_rows(tokens, k, dim, h.cols) && k <= kMaxSlots &&
                       h.cols == weight.first.cols && h.scale_stride >= pairs && block_cols > 0 &&
-                      block_cols % kTileCols == 0;
+                      block_cols % kBlockCols == 0;
   if (!served) return cudaErrorInvalidValue;
-  const bool few = moe_tile_rows(tokens, k) == Block64x256::kRows;
-  CUtensorMap map;
-  cudaError_t error = encode_2d({.data = h.data,
-                                 .dtype = DType::kF8E4M3,
-                                 .rows = pairs,
-                                 .cols = h.cols,
-                                 .box_rows = moe_tile_rows(tokens, k),
-                                 .box_cols = 128},
-                                &map);
+  prefill::XMaps maps;
+  cudaError_t error = prefill::encode_rows(h, pairs, kMoeTileRows, &maps);
   for (int64_t first = 0; first < dim && error == cudaSuccess; first += block_cols) {
     const int64_t cols = std::min(block_cols, dim - first);
     Parameters p = list_parameters(lists, h, cols);
@@ -208,8 +183,12 @@ cudaError_t moe_down_combine(const ExpertDown& weight,
     p.expert_scale_stride = weight.scale_stride;
     p.out = scratch;
     p.out_stride = cols;
-    error =
-        few ? down<Block64x256>(p, map, pairs, launch) : down<Block128x256>(p, map, pairs, launch);
+    p.col_tiles = static_cast<int32_t>((cols + Block64x256::kCols - 1) / Block64x256::kCols);
+    error = enqueue(prefill::block_product<Block64x256, Rows::kGrouped, Output::kPlain>,
+                    product_grid(pairs, p.col_tiles),
+                    launch,
+                    maps,
+                    p);
     if (error != cudaSuccess) break;
     const auto chunks = static_cast<unsigned>((cols / 8 + kCombineThreads - 1) / kCombineThreads);
     const Grid grid{.blocks = dim3(static_cast<unsigned>(tokens), chunks),

@@ -3,11 +3,10 @@
 // that gathers its token rows, one grouped down product, and the weighted sum of each token's
 // expert rows. sm_90a.
 //
-//   moe_expert_lists   experts [T, k]           -> lists: which pairs each expert has, and the
-//   tiles of the products moe_gate_up        x [T, D], lists          -> h [T k, I] e4m3, rows in
-//   list order moe_down           h, lists                 -> y [T k, D] bf16, rows in list order
-//   moe_combine        y, lists, weights        -> out [T, D]: this rank's partial sum, with the
-//   shared expert's
+//   moe_expert_lists   experts [T, k]     -> lists: each expert's pairs, the tiles of the products
+//   moe_gate_up        x [T, D], lists    -> h [T k, I] e4m3, rows in list order
+//   moe_down_combine   h, lists, weights  -> out [T, D]: this rank's partial sum, the shared
+//                                            expert's output included
 //
 // Every reduction has a fixed order: a token's result bits depend on its own x, experts and weights
 // alone.
@@ -23,9 +22,8 @@
 
 namespace r1d::kernels {
 
-// Most rows of one tile of the grouped products: 64 for few pairs, where an expert has few rows and
-// its weights' bytes are the bound, 128 above. A pure function, the same in every launcher.
-[[nodiscard]] int32_t moe_tile_rows(int64_t tokens, int32_t k);
+// Most rows of one tile of the grouped products.
+inline constexpr int32_t kMoeTileRows = 64;
 
 // The pairs of one layer, sorted. A row is one (token, slot) pair of a local expert; rows of an
 // expert are contiguous and in pair order (pair = token * k + slot). Owned by the caller, device
@@ -33,9 +31,8 @@ namespace r1d::kernels {
 struct ExpertLists {
   int32_t* row_pair = nullptr;  // [T * k] pair of each row; rows beyond the total are not written
   int32_t* pair_row = nullptr;  // [T * k] row of each pair, -1 for an expert of another rank
-  int32_t* tiles =
-      nullptr;  // [moe_max_tiles, 4] local expert, first row, rows (1 .. moe_tile_rows), 0
-  int32_t* totals = nullptr;  // [2] number of tiles, number of rows
+  int32_t* tiles = nullptr;     // [moe_max_tiles, 4] local expert, first row, rows (1 .. 64), 0
+  int32_t* totals = nullptr;    // [2] number of tiles, number of rows
 };
 
 // Tiles that lists of up to this many tokens may hold.

@@ -31,14 +31,15 @@ __global__ void __launch_bounds__(kThreads) quantize_rows_kernel(const __nv_bflo
   const bool real = group < groups;
   const int64_t row = group / groups_per_row;
   const int64_t block = group % groups_per_row;
-  uint4 packed = make_uint4(0, 0, 0, 0);
+  uint4 packed[1] = {make_uint4(0, 0, 0, 0)};
   if (real) {
-    packed = *reinterpret_cast<const uint4*>(x + row * stride + block * kGroup + lane * 8);
+    packed[0] = *reinterpret_cast<const uint4*>(x + row * stride + block * kGroup + lane * 8);
   }
-  const QuantizedOctet octet = quantize_octet(packed);
+  QuantizedOctet octet[1];
+  quantize_octets(packed, octet);
   if (!real) return;
-  *reinterpret_cast<uint2*>(out.data + row * out.cols + block * kGroup + lane * 8) = octet.codes;
-  if (lane == 0) out.scale[block * out.scale_stride + row] = octet.scale;
+  *reinterpret_cast<uint2*>(out.data + row * out.cols + block * kGroup + lane * 8) = octet[0].codes;
+  if (lane == 0) out.scale[block * out.scale_stride + row] = octet[0].scale;
 }
 
 }  // namespace

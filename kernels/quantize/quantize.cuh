@@ -16,52 +16,68 @@ struct QuantizedOctet {
   float scale;  // the group's; the same in all its lanes
 };
 
-// x / y in a few instructions where neither quotient nor remainder leaves the normal range: the
-// product with the reciprocal, corrected by its residual (Markstein, IBM J. Res. Dev. 34 (1),
-// 1990). A test tries every pair of bf16 mantissas.
+// x / y rounded to nearest in three instructions: the product with the reciprocal, corrected by its
+// residual (Markstein, IBM J. Res. Dev. 34 (1), 1990). Neither may be so small that the residual
+// leaves the normal range.
 __device__ __forceinline__ float divide_by(float x, float y, float reciprocal) {
   const float estimate = x * reciprocal;
   return fmaf(fmaf(-estimate, y, x), reciprocal, estimate);
 }
 
-// All 32 lanes call it; lanes 0..15 hold one group, 16..31 another. `packed` is 8 bf16 in order.
-__device__ __forceinline__ QuantizedOctet quantize_octet(const uint4& packed) {
-  float x[8];
-  const uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
+// The octets of kCount pairs of groups: all 32 lanes call it, and for each i lanes 0..15 hold one
+// group, 16..31 another. packed[i] is 8 bf16 in order. The steps of all i run side by side, which
+// hides their latencies. Tests try every pair of bf16 mantissas and every exponent.
+template <int kCount>
+__device__ __forceinline__ void quantize_octets(const uint4 (&packed)[kCount],
+                                                QuantizedOctet (&octets)[kCount]) {
+  constexpr float kLargestCode = 448;
+  constexpr float kSmall = 0x1p-40f;  // below, both sides of the division are scaled up, exactly
+  constexpr float kUp = 0x1p80f;
+  float x[kCount][8];
+  float largest[kCount];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    x[2 * i] = __uint_as_float(words[i] << 16);
-    x[2 * i + 1] = __uint_as_float(words[i] & 0xFFFF0000u);
+  for (int i = 0; i < kCount; ++i) {
+    const uint32_t words[4] = {packed[i].x, packed[i].y, packed[i].z, packed[i].w};
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      x[i][2 * k] = __uint_as_float(words[k] << 16);
+      x[i][2 * k + 1] = __uint_as_float(words[k] & 0xFFFF0000u);
+    }
+    largest[i] = 0;
+#pragma unroll
+    for (int k = 0; k < 8; ++k) largest[i] = fmaxf(largest[i], fabsf(x[i][k]));
   }
-  float largest = 0;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) largest = fmaxf(largest, fabsf(x[i]));
 #pragma unroll
   for (int lanes = 8; lanes >= 1; lanes /= 2) {
-    largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, lanes));
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      largest[i] = fmaxf(largest[i], __shfl_xor_sync(0xFFFFFFFFu, largest[i], lanes));
+    }
   }
-  constexpr float kLargestCode = 448;
-  QuantizedOctet result;
-  if (largest > 0x1p-50f && largest < 0x1p126f) {
-    result.scale = divide_by(largest, kLargestCode, 1 / kLargestCode);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    const float quotient = divide_by(largest[i], kLargestCode, 1 / kLargestCode);
+    octets[i].scale = largest[i] > 0 ? quotient : 1.0f;
+    float divisor = octets[i].scale;
+    if (largest[i] < kSmall) {
+      divisor *= kUp;
+#pragma unroll
+      for (int k = 0; k < 8; ++k) x[i][k] *= kUp;
+    }
     float reciprocal;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(result.scale));
-    reciprocal = fmaf(fmaf(-result.scale, reciprocal, 1.0f), reciprocal, reciprocal);
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(divisor));
+    reciprocal = fmaf(fmaf(-divisor, reciprocal, 1.0f), reciprocal, reciprocal);
+    uint32_t pairs[4];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) x[i] = divide_by(x[i], result.scale, reciprocal);
-  } else {
-    result.scale = largest > 0 ? __fdiv_rn(largest, kLargestCode) : 1.0f;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) x[i] = __fdiv_rn(x[i], result.scale);
+    for (int k = 0; k < 4; ++k) {
+      pairs[k] =
+          __nv_cvt_float2_to_fp8x2(make_float2(divide_by(x[i][2 * k], divisor, reciprocal),
+                                               divide_by(x[i][2 * k + 1], divisor, reciprocal)),
+                                   __NV_SATFINITE,
+                                   __NV_E4M3);
+    }
+    octets[i].codes = make_uint2(pairs[0] | pairs[1] << 16, pairs[2] | pairs[3] << 16);
   }
-  uint32_t pairs[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    pairs[i] =
-        __nv_cvt_float2_to_fp8x2(make_float2(x[2 * i], x[2 * i + 1]), __NV_SATFINITE, __NV_E4M3);
-  }
-  result.codes = make_uint2(pairs[0] | pairs[1] << 16, pairs[2] | pairs[3] << 16);
-  return result;
 }
 
 }  // namespace r1d::kernels

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// bf16 activations to e4m3 with one scale per 1x128 group (layout.h, QuantizedRows).
+// bf16 activations to e4m3 with one scale per 1x128 group (layout.h, QuantizedRows). The sign of a
+// value that rounds to zero is not kept.
 #pragma once
 
 #include <cstdint>

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Problem   logits[T,E] = x . W^T, then per token the choice of router.h, then the lists of experts
-// in use. Layout    W [E,D] bf16 or f32, x [T,D] bf16, both K-major; partial logits [chunks][T][E]
-// f32 in the workspace. Bound     2 E D bytes of bf16 weights (R1: 3.7 MB, 0.9 us at 4.3 TB/s), so
-// latency: two launches and two trips to L2. Launch    GEMM: one block per (64 experts, 224
-// columns, 64 tokens): 128 blocks for R1, so that all SMs read. Weights are
-//           requested before the dependency wait. Choice: one block per token sums the chunks in
-//           order; one warp chooses; the block that finishes last builds the lists.
+//           in use.
+// Layout    W [E,D] bf16 or f32, x [T,D] bf16, both K-major; partial logits [chunks][T][E] f32 in
+//           the workspace.
+// Bound     2 E D bytes of bf16 weights (R1: 3.7 MB, 0.9 us at 4.3 TB/s), so latency: two launches
+//           and two trips to L2.
+// Launch    GEMM: a block per (64 experts, 224 columns, 64 tokens), 128 blocks for R1, so that all
+//           SMs read; weights are requested before the dependency wait. Choice: a block per token
+//           sums the chunks in order; one warp chooses; the last block to finish builds the lists.
 // Numerics  bf16 products exact, f32 sums in a fixed order: columns inside a chunk, then chunks.
 // Source    DeepSeek-V3 report, section 2.1.2; rules of src/ops/cpu/router.cc.
 #include "kernels/common/ptx.cuh"
@@ -19,10 +21,9 @@ constexpr int kMaxTopK = 32;
 constexpr int kMaxGroups = 32;
 constexpr int kTileExperts = 64;
 constexpr int kTileTokens = 64;
-constexpr int kChunk = 224;  // columns; 7168 / 224 = 32 chunks x 4 expert tiles = 128 blocks
-constexpr int kPitch =
-    kChunk + 8;  // 464 bytes: rows start in different banks, ldmatrix is free of conflicts
-constexpr int kGemmThreads = 128;  // a warp per 16 experts
+constexpr int kChunk = 224;         // columns; 7168 / 224 = 32 chunks x 4 expert tiles = 128 blocks
+constexpr int kPitch = kChunk + 8;  // 464 bytes: 8 rows start in different banks
+constexpr int kGemmThreads = 128;   // a warp per 16 experts
 constexpr int kChoiceThreads = 256;
 constexpr int kListWarps = kChoiceThreads / 32;
 constexpr int kTokensPerBlock = 8;  // of route_from_logits: a warp each
@@ -83,6 +84,7 @@ __global__ void __launch_bounds__(kGemmThreads) router_gemm_bf16(const __nv_bflo
              hidden,
              static_cast<int64_t>(chunk) * kChunk);
   cp_async_commit();
+  grid_launch_dependents();
   grid_dependency_wait();
   load_chunk(x_tile,
              x + static_cast<int64_t>(t0) * hidden,
@@ -91,7 +93,6 @@ __global__ void __launch_bounds__(kGemmThreads) router_gemm_bf16(const __nv_bflo
              hidden,
              static_cast<int64_t>(chunk) * kChunk);
   cp_async_commit();
-  grid_launch_dependents();
   cp_async_wait<0>();
   __syncthreads();
 
@@ -151,8 +152,8 @@ __global__ void __launch_bounds__(kGemmThreads) router_gemm_f32(const float* wei
     w_tile[i / kChunk * kPitchF32 + i % kChunk] =
         e < num_experts && k < hidden ? weight[static_cast<int64_t>(e) * hidden + k] : 0.0F;
   }
-  grid_dependency_wait();
   grid_launch_dependents();
+  grid_dependency_wait();
   for (int i = threadIdx.x; i < tokens * kChunk; i += kGemmThreads) {
     const int k = k0 + i % kChunk;
     x_tile[i] =
@@ -421,8 +422,8 @@ __global__ void __launch_bounds__(kChoiceThreads, 1) router_choose(const float* 
   extern __shared__ uint32_t slots[];
   const int num_tokens = gridDim.x;
   const int token = blockIdx.x;
-  grid_dependency_wait();
   grid_launch_dependents();
+  grid_dependency_wait();
   const int64_t stride = static_cast<int64_t>(num_tokens) * rules.num_experts;
   for (int e = threadIdx.x; e < rules.num_experts; e += kChoiceThreads) {
     const float* from = partial + static_cast<int64_t>(token) * rules.num_experts + e;
@@ -469,8 +470,8 @@ __global__ void __launch_bounds__(32 * kTokensPerBlock) router_choose_logits(con
   extern __shared__ float scores[];
   const int warp = threadIdx.x / 32;
   const int token = blockIdx.x * kTokensPerBlock + warp;
-  grid_dependency_wait();
   grid_launch_dependents();
+  grid_dependency_wait();
   if (token >= num_tokens) return;
   float* score = scores + warp * 2 * rules.num_experts;
   float* choice = score + rules.num_experts;
@@ -491,8 +492,8 @@ __global__ void __launch_bounds__(kChoiceThreads) router_list(
 #ifdef R1D_SM90
   __shared__ ListShared list_shared;
   extern __shared__ uint32_t slots[];
-  grid_dependency_wait();
   grid_launch_dependents();
+  grid_dependency_wait();
   const auto expert_at = [&](int i) { return __ldcg(experts + i); };
   build_lists(expert_at, num_tokens, top_k, options, lists, list_shared, slots);
 #endif  // R1D_SM90

@@ -97,6 +97,26 @@ void add_inspect(CLI::App& app, Action& action) {
   command->callback([options, &action] { action = [options] { return inspect(*options); }; });
 }
 
+void add_make_checkpoint(CLI::App& app, Action& action) {
+  CLI::App* command = app.add_subcommand(
+      "make-checkpoint", "Write a model's directory with seeded weights, whole or less deep");
+  auto options = std::make_shared<MakeCheckpointOptions>();
+  command->add_option("dir", options->dir, "Directory to make, or an empty one")->required();
+  command->add_option("--model-config", options->model_config, "config.json of the model")
+      ->required();
+  command->add_option("--layers", options->layers, "num_hidden_layers; default: the model's");
+  command->add_option(
+      "--dense-layers", options->dense_layers, "first_k_dense_replace; default: the model's");
+  command->add_option("--experts", options->experts, "n_routed_experts; default: the model's");
+  command->add_option("--seed", options->seed, "Of the weights")->capture_default_str();
+  command->add_option("--shard-size", options->shard_bytes, "Bytes of a file at most, e.g. 5GB")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true))
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->callback(
+      [options, &action] { action = [options] { return make_checkpoint(*options); }; });
+}
+
 // "64x4096" -> (64, 4096).
 bool parse_pair(const std::string& text, char separator, std::pair<int32_t, int32_t>& pair) {
   const size_t middle = text.find(separator);
@@ -299,6 +319,7 @@ int run(int argc, char** argv) {
   add_tokenize(app, action);
   add_render(app, action);
   add_inspect(app, action);
+  add_make_checkpoint(app, action);
   add_golden(app, action);
   add_bench(app, action);
   add_version(app, action);

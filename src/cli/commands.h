@@ -99,4 +99,16 @@ struct InspectOptions {
 };
 [[nodiscard]] absl::Status inspect(const InspectOptions& options);
 
+struct MakeCheckpointOptions {
+  std::string dir;           // to be made, or empty
+  std::string model_config;  // config.json of the model
+  std::optional<int32_t> layers;
+  std::optional<int32_t> dense_layers;
+  std::optional<int32_t> experts;
+  uint64_t seed = 1;
+  int64_t shard_bytes = 5'000'000'000;
+};
+// Writes seeded weights as a Hugging Face directory, without MTP layers.
+[[nodiscard]] absl::Status make_checkpoint(const MakeCheckpointOptions& options);
+
 }  // namespace r1d::cli

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // `r1d golden`: runs recorded prompts through the real scheduler and engine and judges the answers.
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <memory>
 #include <utility>
@@ -217,15 +218,18 @@ absl::Status golden(const GoldenOptions& options) {
   const int32_t budget = options.chunk > 0 ? options.chunk : longest * options.batch;
   const engine::EngineOptions engine_options =
       golden_engine_options(options, cases, weights->config(), longest, budget);
+  const SteadyClock clock;
+  const auto start = clock.now();
   R1D_ASSIGN_OR_RETURN(
       const auto engine,
       engine::Engine::create(
           *weights, engine_options, static_cast<TokenId>(weights->config().vocab_size - 1), {}));
-  fmt::print("{}: {} cases on {}, world size {}\n",
+  fmt::print("{}: {} cases on {}, world size {}, ready in {:.1f} s\n",
              options.dir,
              cases.size(),
              engine->device(),
-             options.world_size);
+             options.world_size,
+             std::chrono::duration<double>(clock.now() - start).count());
 
   GoldenRun run(options, cases, *engine, budget);
   R1D_ASSIGN_OR_RETURN(auto answers, run.ask_all());

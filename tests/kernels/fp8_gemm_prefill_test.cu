@@ -118,8 +118,7 @@ TEST(Fp8GemmPrefillTest, RefusesShapesItDoesNotServe) {
 }
 
 TEST(Fp8GemmPrefillTest, TileFollowsTheShape) {
-  EXPECT_EQ(fp8_gemm_prefill_tile(4096, 2112, 7168).block_cols, 192);
-  EXPECT_EQ(fp8_gemm_prefill_tile(4096, 7168, 2048).block_cols, 256);
+  EXPECT_EQ(fp8_gemm_prefill_tile(4096, 2112, 7168).block_rows, 128);
   EXPECT_EQ(fp8_gemm_prefill_tile(100, 2112, 7168).block_rows, 64);
   for (const int32_t tokens : {65, 100, 1000})
     EXPECT_EQ(fp8_gemm_prefill_tile(tokens, 512, 7168, true).k_groups, 1);
@@ -133,8 +132,12 @@ struct GateUpShape {
 
 TEST(Fp8GateUpPrefillTest, QuantizesEachGroupOf128) {
   R1D_NEEDS_GPU(90);
-  const GateUpShape shapes[] = {
-      {1, 128, 128}, {129, 256, 384}, {700, 2304, 7168}, {300, 256, 7168}};
+  const GateUpShape shapes[] = {{1, 128, 128},
+                                {129, 256, 384},
+                                {700, 2304, 7168},
+                                {300, 256, 7168},
+                                {2500, 256, 512},
+                                {5000, 512, 256}};
   for (const GateUpShape& s : shapes) {
     SCOPED_TRACE(testing::Message() << s.tokens << " " << s.intermediate << " " << s.cols);
     HostRows x(s.tokens, s.cols, 7);
@@ -152,6 +155,25 @@ TEST(Fp8GateUpPrefillTest, QuantizesEachGroupOf128) {
         want[j] = w.swiglu(0, group * 128 + j, [&](int64_t k) { return x.at(t, k); });
       }
       out.expect_group(t, group, want);
+    }
+  }
+}
+
+TEST(Fp8GateUpPrefillTest, GivesATokenTheSameBitsInAnyBatch) {
+  R1D_NEEDS_GPU(90);
+  HostRows x(5000, 1024, 13);
+  HostGateUp w(1, 256, 1024, 14);
+  OutputRows all(5000, 256);
+  R1D_MUST(fp8_gate_up_prefill(w.device(), x.device(), 5000, all.device(), {}));
+  all.fetch();
+  for (const int32_t tokens : {65, 1500, 3000}) {
+    OutputRows some(tokens, 256);
+    R1D_MUST(
+        fp8_gate_up_prefill(w.device(), x.device(), tokens, some.device(), {.dependent = true}));
+    some.fetch();
+    for (int64_t t = 0; t < tokens; ++t) {
+      for (int64_t i = 0; i < 256; ++i)
+        ASSERT_EQ(some.at(t, i), all.at(t, i)) << tokens << " tokens, " << t << ", " << i;
     }
   }
 }

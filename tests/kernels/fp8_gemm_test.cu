@@ -194,6 +194,18 @@ TEST(Fp8GemmTest, SumsTheScaledProductsAtModelShapes) {
   }
 }
 
+TEST(Fp8GemmTest, MoreClustersThanFitAtOnceGiveTheSameBitsEveryTime) {
+  R1D_NEEDS_GPU(90);
+  const Weight w(4608, 7168, 25);
+  for (const int64_t tokens : {17, 64, 128}) {
+    Input x(tokens, 7168, 7168, 26);
+    const std::vector<uint16_t> expected = run(w.view(), x, tokens, true);
+    for (int round = 0; round < 20; ++round) {
+      ASSERT_EQ(run(w.view(), x, tokens, round % 2 == 0), expected) << tokens << " " << round;
+    }
+  }
+}
+
 TEST(Fp8GemmTest, ServesTheUnshardedOutputProjection) {
   R1D_NEEDS_GPU(90);
   const Weight w(7168, 16384, 13);

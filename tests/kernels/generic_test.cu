@@ -180,7 +180,7 @@ void check_gemm(const GemmCase& c, DType out_dtype, bool exact) {
 TEST(GenericGemmTest, MatchesTheReferenceAtSmallAndRaggedShapes) {
   R1D_NEEDS_GPU(80);
   for (const DType dtype : {DType::kBF16, DType::kF32, DType::kF8E4M3}) {
-    for (const int64_t tokens : {1, 7, 8, 9, 16, 17, 65, 200}) {
+    for (const int64_t tokens : {1, 7, 8, 9, 16, 17, 65, 300}) {
       check_gemm({dtype, 128, 128, tokens}, DType::kBF16, false);
       check_gemm({dtype, 80, 192, tokens, {48, 64}}, DType::kF32, false);
       check_gemm(
@@ -248,7 +248,7 @@ TEST(GenericGemmTest, DependentLaunchesWaitForTheirInputs) {
       problem.weights = weight.matrix();
       problem.x = bf16(i % 2 == 0 ? a : b);
       problem.x_stride = kSize;
-      problem.num_tokens = i % 4 < 2 ? kTokens : 16;  // both kernels
+      problem.num_tokens = i % 4 < 2 ? kTokens : 16;  // 16: another kernel
       problem.out = bf16(i % 2 == 0 ? b : a);
       problem.out_stride = kSize;
       R1D_MUST(gemm(problem, {nullptr, dependent}));
@@ -408,7 +408,8 @@ TEST(GenericExpertsTest, GroupedGemmMatchesTheReference) {
           {dtype, tokens, 5, 18, 6, 6, 192, 20, {20, 0}});  // the ragged checkpoint, cut in eight
       check_grouped({dtype, tokens, 5, 18, 0, 18, 192, 80, {80, 0}});
     }
-    check_grouped({dtype, 600, 4, 8, 4, 4, 256, 1024, {}});  // 128 x 128 tiles
+    check_grouped({dtype, 600, 4, 8, 4, 4, 256, 1024, {}});  // tiles of 64
+    check_grouped({dtype, 700, 5, 18, 6, 6, 192, 20, {20, 0}});
   }
 }
 

@@ -91,7 +91,7 @@ class Layer {
                                   block_begin.data(),
                                   block_ids.data(),
                                   shape.num_sequences};
-    const Launch launch{.stream = nullptr, .dependent = c_.dependent};
+    const Launch launch;
     const ops::Matrix matrix{.data = kv_b.data(),
                              .dtype = c_.fp8 ? DType::kF8E4M3 : DType::kBF16,
                              .rows = c_.heads * (kNope + kValue),
@@ -113,7 +113,7 @@ class Layer {
                            .q_latent = q_latent.data(),
                            .workspace = workspace.data()},
                           attention.data(),
-                          launch));
+                          {.dependent = c_.dependent && i > 0}));
     }
     q_latent_ = test::from_bf16(q_latent.download());
     attention_bits_ = attention.download();
@@ -384,7 +384,7 @@ TEST(MlaDecodeTest, OneLongSequenceOverAllSms) {
       SCOPED_TRACE(testing::Message() << context << (deterministic ? " deterministic" : ""));
       Layer layer({.sequences = {{context, 1}}, .deterministic = deterministic});
       layer.run();
-      layer.check_sample(6);
+      layer.check_sample(context > 100000 ? 2 : 6);
     }
   }
 }

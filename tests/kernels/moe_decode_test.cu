@@ -306,6 +306,7 @@ void check(const Layer& layer, const Tokens& tokens, int sample = 8) {
                                   << z.num_local << " experts");
   const std::vector<float> out = run(layer, tokens);
   std::mt19937 random(tokens.count);
+  double total = 0;
   for (int i = 0; i < std::min(tokens.count, sample); ++i) {
     int t = i;
     if (tokens.count > sample)
@@ -318,10 +319,13 @@ void check(const Layer& layer, const Tokens& tokens, int sample = 8) {
     }
     if (z.shared_intermediate > 0) layer.reference(kSharedExpert, x, 1, want);
     const std::vector<float> got(out.begin() + t * z.hidden, out.begin() + (t + 1) * z.hidden);
-    // bf16 output 1.7e-3. The tensor cores keep about 14 bits of a sum, so some h round to another
-    // e4m3 neighbour, each off by up to an eighth.
-    EXPECT_LT(test::relative_l2(got, want), 1.2e-2) << "token " << t;
+    // bf16 output 1.7e-3. The tensor cores keep about 14 bits of a sum, so some h round to the
+    // other e4m3 neighbour, off by up to an eighth: rare, but in 128 columns one may weigh.
+    const double error = test::relative_l2(got, want);
+    EXPECT_LT(error, z.hidden < 1024 ? 8e-2 : 1.2e-2) << "token " << t;
+    total += error;
   }
+  EXPECT_LT(total / std::min(tokens.count, sample), z.hidden < 1024 ? 3e-2 : 1.2e-2);
 }
 
 class MoeDecodeShapeTest : public testing::TestWithParam<Sizes> {};

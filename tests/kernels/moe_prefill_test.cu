@@ -37,7 +37,6 @@ class Lists {
         num_local_(num_local),
         row_pair_(experts.size()),
         pair_row_(experts.size()),
-        tile_rows_(moe_tile_rows(tokens, k)),
         tiles_(moe_max_tiles(tokens, k, num_local) * 4),
         totals_(2) {
     R1D_MUST(
@@ -66,11 +65,11 @@ class Lists {
     size_t tile = 0;
     for (int32_t e = 0; e < num_local_; ++e) {
       const auto count = static_cast<int32_t>(pairs[e].size());
-      for (int32_t begin = 0; begin < count; begin += tile_rows_, ++tile) {
+      for (int32_t begin = 0; begin < count; begin += kMoeTileRows, ++tile) {
         ASSERT_LT(tile * 4, tiles.size());
         ASSERT_EQ(tiles[tile * 4], e) << tile;
         ASSERT_EQ(tiles[tile * 4 + 1], row + begin) << tile;
-        ASSERT_EQ(tiles[tile * 4 + 2], std::min(tile_rows_, count - begin)) << tile;
+        ASSERT_EQ(tiles[tile * 4 + 2], std::min(kMoeTileRows, count - begin)) << tile;
       }
       for (const int32_t pair : pairs[e]) {
         ASSERT_EQ(row_pair[row], pair) << row;
@@ -98,7 +97,6 @@ class Lists {
   int32_t num_local_;
   DeviceArray<int32_t> row_pair_;
   DeviceArray<int32_t> pair_row_;
-  int32_t tile_rows_;
   DeviceArray<int32_t> tiles_;
   DeviceArray<int32_t> totals_;
 };

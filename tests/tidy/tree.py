@@ -83,10 +83,23 @@ def include_direction(source):
         if parts[0] == "r1d" and len(parts) > 2:
             if parts[1] not in visible_from(source.stage):
                 yield line, f"{source.stage} may not see {parts[1]}: it stands above, or beside"
+        elif parts[0] == "kernels" and source.path.startswith("src/ops/cuda/"):
+            continue  # launchers are what the CUDA operators stand on
         elif public:
             yield line, f"a public header includes {name}, which is not below include/"
         elif parts[0] != source.stage:
             yield line, f"{name} is private to another stage, or not written from src/ on"
+
+
+def kernels_know_no_objects(source):
+    """Kernels stand below everything: plain pointers and sizes, number formats, CUDA's own headers."""
+    if not source.path.startswith("kernels/"):
+        return
+    plain = ('"r1d/base/dtype.h"', '"r1d/base/random.h"', '"r1d/ops/tensor.h"')
+    for line, name in source.includes():
+        ours = name.startswith('"') and not name.startswith('"kernels/') and name not in plain
+        if ours or re.match(r"<(absl|fmt|spdlog|grpc)", name):
+            yield line, f"a kernel includes {name}; it takes plain pointers and sizes"
 
 
 def main_is_short(source):
@@ -149,12 +162,21 @@ def no_printing(source):
             yield line, f"{match[1]}: use the stage's logger"
 
 
+# What a launcher may call: none makes, frees or waits for anything.
+LAUNCHING = re.compile(
+    r"cudaGetLastError|cudaLaunchKernelEx|cudaFuncSetAttribute|cudaFuncGetAttributes"
+    r"|cudaGetDriverEntryPoint\w*|cudaOccupancy\w+|cudaGetDevice|cudaDeviceGetAttribute"
+)
+
+
 def device_calls(source):
-    """CUDA, NCCL and cuBLAS handles are made and freed in src/device alone."""
+    """CUDA, NCCL and cuBLAS handles are made and freed in src/device alone, and by what kernel tests share."""
     if not source.is_cpp or source.stage == "device":
         return
+    if re.match(r"(tests|bench)/kernels/", source.path):
+        return
     for line, match in source.find(r"\b((?:cuda|nccl|cublas(?:Lt)?)[A-Z]\w*)\s*\("):
-        launching = source.path.startswith("kernels/") and match[1] == "cudaGetLastError"
+        launching = source.path.startswith("kernels/") and LAUNCHING.fullmatch(match[1])
         if not launching:
             yield line, f"{match[1]}: raw device calls stand in src/device"
 
@@ -187,6 +209,7 @@ def markdown_links(source, exists):
 
 RULES = (
     include_direction,
+    kernels_know_no_objects,
     main_is_short,
     wire_types,
     license_line,

@@ -127,9 +127,21 @@ class RuleTest(unittest.TestCase):
             ("include/r1d/engine/engine.h", '"engine/rank_group.h"', True),
             ("src/extra/thing.cc", "<vector>", True),
             ("src/base/log.cc", '"log_sink.h"', True),
+            ("src/ops/cuda/linear.cc", '"kernels/generic/generic.h"', False),
+            ("src/engine/engine.cc", '"kernels/generic/generic.h"', True),
         ):
             self.check(tree.include_direction, path, f"\n#include {include}\n",
                        ([1] if "extra" in path else [2]) if found else [])
+
+    def test_kernels_include_plain_headers_alone(self):
+        for include, found in (
+            ('"kernels/common/launch.h"', False),
+            ('"r1d/ops/tensor.h"', False),
+            ("<cuda_bf16.h>", False),
+            ('"r1d/ops/ops.h"', True),
+            ("<absl/status/status.h>", True),
+        ):
+            self.check(tree.kernels_know_no_objects, "kernels/norm/norm.cu", f"#include {include}", [1] if found else [])
 
     def test_main_and_wire_types_are_kept_in_their_place(self):
         self.check(tree.main_is_short, "src/main.cc", '#include "r1d/engine/engine.h"', [1])
@@ -148,6 +160,8 @@ class RuleTest(unittest.TestCase):
         self.check(tree.no_printing, "src/engine/a.cc", "snprintf(b, n, x);", [])
         self.check(tree.device_calls, "src/ops/cuda/a.cc", "cudaMalloc(&p, n);", [1])
         self.check(tree.device_calls, "src/device/a.cc", "cudaMalloc(&p, n);", [])
+        self.check(tree.device_calls, "kernels/norm/norm.cu", "cudaFuncSetAttribute(k, a, n);", [])
+        self.check(tree.device_calls, "kernels/norm/norm.cu", "cudaStreamSynchronize(s);", [1])
 
     def test_digit_separators_hide_nothing(self):
         self.check(tree.no_throwing, "src/base/a.cc", "x = 1'000; throw y; z = 2'000;", [1])

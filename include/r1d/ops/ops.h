@@ -183,7 +183,10 @@ struct SeededValues {
 
 // All calls of a step come from the rank's own thread, in the same order on every rank. Calls
 // enqueue; only end_step() promises that results are there. A failed call poisons the step: the
-// engine stops. Tensors are activations on the rank's device, `out` never aliases an input.
+// engine stops. Tensors are activations on the rank's device, `out` never aliases an input. Between
+// begin_step() and end_step() an implementation may keep the tokens in an order of its own
+// (sequences with few query tokens first): rows of activations follow it, logit rows come out as
+// asked for.
 class Ops {
  public:
   virtual ~Ops() = default;
@@ -199,6 +202,9 @@ class Ops {
   // Copies host bytes to device memory; done on return. For the CPU a memcpy (or nothing when
   // source and target are the same).
   [[nodiscard]] virtual absl::Status upload(std::byte* device, std::span<const std::byte> host) = 0;
+  // The way back, of what end_step() has finished; done on return.
+  [[nodiscard]] virtual absl::Status download(std::span<std::byte> host,
+                                              const std::byte* device) = 0;
   // True when Buffer::data() may be written by the host, so that weights are read in place.
   [[nodiscard]] virtual bool host_addressable() const = 0;
   // Fills device memory with seeded values instead of an upload; false: this Ops cannot, upload.

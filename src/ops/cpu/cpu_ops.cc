@@ -75,6 +75,11 @@ class CpuOps final : public Ops {
     return absl::OkStatus();
   }
 
+  [[nodiscard]] absl::Status download(std::span<std::byte> host, const std::byte* device) override {
+    if (device != host.data() && !host.empty()) std::memcpy(host.data(), device, host.size());
+    return absl::OkStatus();
+  }
+
   [[nodiscard]] absl::Status begin_step(const StepInputs& inputs) override {
     R1D_RETURN_IF_ERROR(scratch_status_);
     return step_.begin(inputs);

@@ -76,6 +76,7 @@ void Attention::layout(Arena& arena) {
   if (!r1_) {
     generic_q_ = arena.take<float>(tokens * heads_ * row_dim_);
     generic_o_ = arena.take<float>(tokens * heads_ * dims_.kv_lora_rank);
+    layout_generic_workspace(arena);
     return;
   }
   const kernels::MlaShape largest = largest_shape();
@@ -93,6 +94,29 @@ void Attention::layout(Arena& arena) {
     running_lse_ = arena.take<float>(tokens * heads_);
   }
   tile_counter_ = arena.take<uint32_t>(1);
+}
+
+// Memory for splitting the keys of a decode batch, as large a batch as a bounded workspace allows.
+void Attention::layout_generic_workspace(Arena& arena) {
+  constexpr size_t kMostBytes = size_t{512} << 20;
+  const auto bytes = [this](int64_t tokens) {
+    return kernels::generic::attend_workspace_bytes(
+        generic_sizes(), tokens, options_.max_model_len);
+  };
+  generic_split_tokens_ = DeviceStep::kMaxGraphTokens;
+  while (generic_split_tokens_ > 0 && bytes(generic_split_tokens_) > kMostBytes) {
+    generic_split_tokens_ /= 2;
+  }
+  const size_t count = generic_split_tokens_ > 0 ? bytes(generic_split_tokens_) / sizeof(float) : 0;
+  generic_workspace_ = arena.take<float>(static_cast<int64_t>(count) + 1);
+}
+
+kernels::generic::AttentionDims Attention::generic_sizes() const {
+  return {.heads = dims_.num_heads,
+          .latent = static_cast<int32_t>(dims_.kv_lora_rank),
+          .nope = static_cast<int32_t>(dims_.qk_nope_head_dim),
+          .rope = static_cast<int32_t>(dims_.qk_rope_head_dim),
+          .v = static_cast<int32_t>(dims_.v_head_dim)};
 }
 
 absl::Status Attention::begin_step() {
@@ -287,11 +311,8 @@ absl::Status Attention::prefill_window(const PreparedAttention& weights,
 }
 
 absl::Status Attention::generic(const PreparedAttention& weights, const LatentPages& pages) {
-  const kernels::generic::AttentionDims sizes{.heads = dims_.num_heads,
-                                              .latent = static_cast<int32_t>(dims_.kv_lora_rank),
-                                              .nope = static_cast<int32_t>(dims_.qk_nope_head_dim),
-                                              .rope = static_cast<int32_t>(dims_.qk_rope_head_dim),
-                                              .v = static_cast<int32_t>(dims_.v_head_dim)};
+  const kernels::generic::AttentionDims sizes = generic_sizes();
+  const bool splits = step_.num_tokens() <= generic_split_tokens_;
   const int64_t tokens = step_.num_tokens();
   R1D_RETURN_IF_ERROR(launches_(Kind::kAbsorb, {}, [&](const Launch& launch) {
     return kernels::generic::absorb({.dims = sizes,
@@ -312,7 +333,9 @@ absl::Status Attention::generic(const PreparedAttention& weights, const LatentPa
                                      .sequences = step_.all(),
                                      .softmax_scale = dims_.softmax_scale,
                                      .o_latent = generic_o_,
-                                     .num_tokens = tokens},
+                                     .num_tokens = tokens,
+                                     .workspace = splits ? generic_workspace_ : nullptr,
+                                     .max_context_len = options_.max_model_len},
                                     launch);
   }));
   return launches_(Kind::kExpand, {}, [&](const Launch& launch) {

@@ -9,6 +9,7 @@
 #include "r1d/ops/cuda_ops.h"
 #include "r1d/ops/ops.h"
 
+#include "kernels/generic/generic.h"
 #include "kernels/mla_decode/mla_decode.h"
 #include "kernels/norm/norm.h"
 #include "ops/cuda/arena.h"
@@ -54,6 +55,8 @@ class Attention {
                       const LatentPages& pages,
                       const KeyWindow& window);
   absl::Status generic(const PreparedAttention& weights, const LatentPages& pages);
+  void layout_generic_workspace(Arena& arena);
+  [[nodiscard]] kernels::generic::AttentionDims generic_sizes() const;
   [[nodiscard]] kernels::MlaShape shape() const;
   [[nodiscard]] kernels::MlaShape largest_shape() const;
 
@@ -87,8 +90,10 @@ class Attention {
   float* running_lse_ = nullptr;   // [T, H]
   uint32_t* tile_counter_ = nullptr;
 
-  float* generic_q_ = nullptr;  // [T, H, R + dr]
-  float* generic_o_ = nullptr;  // [T, H, R]
+  float* generic_q_ = nullptr;          // [T, H, R + dr]
+  float* generic_o_ = nullptr;          // [T, H, R]
+  float* generic_workspace_ = nullptr;  // for splitting the keys of a few tokens over the GPU
+  int64_t generic_split_tokens_ = 0;    // so many
 };
 
 }  // namespace r1d::ops::cuda

@@ -70,7 +70,7 @@ class CudaOps final : public Ops, public CudaProbe {
                 launches_,
                 blas_),
         attention_(dims_, options_, gpu.num_multiprocessors, r1_heads_, step_, linear_, launches_),
-        feed_forward_(dims_, options_, sm90_ ? 90 : 80, linear_, launches_),
+        feed_forward_(dims_, options_, sm90_ ? 90 : 80, step_, linear_, launches_),
         sampler_(static_cast<int32_t>(max_rows()),
                  static_cast<int32_t>(dims_.vocab_size),
                  10 * gpu.compute_major + gpu.compute_minor,
@@ -123,6 +123,11 @@ class CudaOps final : public Ops, public CudaProbe {
 
   [[nodiscard]] absl::Status upload(std::byte* device, std::span<const std::byte> host) override {
     R1D_RETURN_IF_ERROR(stream_.copy_in(device, host.data(), host.size()));
+    return stream_.synchronize();
+  }
+
+  [[nodiscard]] absl::Status download(std::span<std::byte> host, const std::byte* device) override {
+    R1D_RETURN_IF_ERROR(stream_.copy_out(host.data(), device, host.size()));
     return stream_.synchronize();
   }
 
@@ -205,6 +210,9 @@ class CudaOps final : public Ops, public CudaProbe {
     if (mode_ == Mode::kReplay) return absl::OkStatus();
     const double bytes = 4.0 * static_cast<double>(step_.num_tokens() * table.cols);
     return launches_(Kind::kEmbed, {.bytes = bytes}, [&](const Launch& launch) {
+      // The step's plan and tables are read ahead of dependency waits from here on (mla_decode.h),
+      // so this one kernel waits for what made them in the ordinary way.
+      const Launch after_plan{.stream = launch.stream, .dependent = false};
       return kernels::embed({.table = table.data,
                              .table_f32 = table.dtype == DType::kF32,
                              .rows = table.rows,
@@ -214,7 +222,7 @@ class CudaOps final : public Ops, public CudaProbe {
                              .tokens = step_.num_tokens(),
                              .out = bf16(out),
                              .out_stride = out.stride},
-                            launch);
+                            after_plan);
     });
   }
 

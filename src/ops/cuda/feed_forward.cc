@@ -32,11 +32,13 @@ kernels::RouterRules rules_of(const RouterOptions& options) {
 FeedForward::FeedForward(const ModelDims& dims,
                          const CudaOptions& options,
                          int capability,
+                         const DeviceStep& step,
                          LinearKernels& linear,
                          Launches& launches)
     : dims_(dims),
       options_(options),
       sm90_(capability == 90),
+      step_(step),
       linear_(linear),
       launches_(launches),
       max_tokens_(std::max<int64_t>(options.max_tokens, 256)),

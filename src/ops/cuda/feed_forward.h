@@ -13,6 +13,7 @@
 #include "ops/cuda/launches.h"
 #include "ops/cuda/linear.h"
 #include "ops/cuda/prepared.h"
+#include "ops/cuda/step.h"
 
 namespace r1d::ops::cuda {
 
@@ -24,6 +25,7 @@ class FeedForward {
   FeedForward(const ModelDims& dims,
               const CudaOptions& options,
               int capability,
+              const DeviceStep& step,
               LinearKernels& linear,
               Launches& launches);
 
@@ -71,6 +73,7 @@ class FeedForward {
   const ModelDims& dims_;
   const CudaOptions& options_;
   const bool sm90_;
+  const DeviceStep& step_;
   LinearKernels& linear_;
   Launches& launches_;
   const int64_t max_tokens_;

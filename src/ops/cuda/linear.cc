@@ -17,7 +17,10 @@ namespace {
 using kernels::Launch;
 
 // Above so many tokens the prefill form is the faster one (docs/performance.md).
-constexpr int64_t kDecodeTokens = 64;
+constexpr int64_t kDecodeTokens = 32;
+// Up to so many tokens a decode product quantizes its rows itself; above, doing it once in a launch
+// of its own is cheaper than doing it in every block.
+constexpr int64_t kSelfQuantizedTokens = 2;
 
 Cost linear_cost(const Linear& weight, int64_t tokens, const Output& out) {
   const int64_t x_bytes = tokens * weight.cols() * (weight.is_tiled() ? 1 : 2);
@@ -79,7 +82,7 @@ absl::Status LinearKernels::multiply_tiled(Kind kind,
                                            const Rows& x,
                                            int64_t tokens,
                                            const Output& out) {
-  if (takes_decode_form(tokens) && x.quantized.data == nullptr) {
+  if (takes_decode_form(tokens) && tokens <= kSelfQuantizedTokens && x.quantized.data == nullptr) {
     const kernels::Bf16Rows rows{.data = x.data, .stride = x.stride};
     return launches_(kind, cost, [&](const Launch& launch) {
       return kernels::fp8_gemm_decode(
@@ -104,7 +107,8 @@ absl::Status LinearKernels::multiply_bf16(Kind kind,
                                           int64_t tokens,
                                           const Output& out) {
   constexpr int64_t kMost = kernels::Bf16GemmDecode::kMaxRows;
-  if (tokens > kMost && !options_.deterministic) {
+  constexpr int64_t kMostStreamed = 128;  // above, cuBLASLt is the faster one
+  if (tokens > kMostStreamed && !options_.deterministic) {
     return launches_.library(kind, cost, [&] {
       return blas_.multiply({.x = x.data,
                              .x_stride = x.stride,
@@ -132,6 +136,7 @@ absl::Status LinearKernels::multiply_bf16(Kind kind,
            .out = static_cast<std::byte*>(out.data) + first * out.stride * width,
            .out_bf16 = !out.f32,
            .out_stride = out.stride,
+           .deterministic = options_.deterministic,
            .capability = options_.capability},
           launch);
     }));

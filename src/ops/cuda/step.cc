@@ -167,6 +167,9 @@ void DeviceStep::count_work(const StepInputs& inputs) {
 void DeviceStep::lay_out_tokens(const StepInputs& inputs, int32_t padded_tokens) {
   const auto real = static_cast<int32_t>(inputs.token_ids.size());
   num_tokens_ = std::max(real, padded_tokens);
+  const auto live = take<int32_t>(1);
+  *live.host = real;
+  live_tokens_ = live.device;
   const auto ids = take<int32_t>(num_tokens_);
   token_begin_.assign(inputs.sequences.size(), 0);
   int32_t next = 0;

@@ -62,6 +62,8 @@ class DeviceStep {
   [[nodiscard]] int32_t num_prefill() const { return num_sequences_ - num_decode_; }
 
   [[nodiscard]] const int32_t* ids() const { return ids_; }
+  // One value on the device: how many tokens there are without padding, which stands behind them.
+  [[nodiscard]] const int32_t* live_tokens() const { return live_tokens_; }
   [[nodiscard]] const int32_t* logit_rows() const { return logit_rows_; }
   [[nodiscard]] int32_t* positions() const { return positions_; }
   [[nodiscard]] int64_t* slots() const { return slots_; }
@@ -112,6 +114,7 @@ class DeviceStep {
   double prefill_pairs_ = 0;
 
   const int32_t* ids_ = nullptr;
+  const int32_t* live_tokens_ = nullptr;
   const int32_t* logit_rows_ = nullptr;
   kernels::StepSequences sequences_;
   std::vector<KeyWindow> windows_;
