@@ -8,7 +8,6 @@
 #include <fcntl.h>
 #include <filesystem>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <system_error>
 #include <unistd.h>
@@ -166,16 +165,13 @@ class Writer {
     const std::vector<Piece> pieces = all_pieces(shards_);
     std::vector<std::vector<std::byte>> buffers(static_cast<size_t>(num_threads));
     std::atomic<bool> failed = false;
-    std::mutex mutex;
-    absl::Status first_error;
+    absl::Status first_error;  // written once: by the thread that set `failed`
     base::ThreadPool pool(num_threads);
     pool.parallel_for(std::ssize(pieces), [&](int64_t task, int32_t thread) {
       if (failed) return;
       const absl::Status status =
           write_piece(pieces[static_cast<size_t>(task)], buffers[static_cast<size_t>(thread)]);
-      if (status.ok() || failed.exchange(true)) return;
-      const std::lock_guard lock(mutex);
-      first_error = status;
+      if (!status.ok() && !failed.exchange(true)) first_error = status;
     });
     return first_error;
   }

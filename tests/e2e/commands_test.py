@@ -146,6 +146,20 @@ def test_inspect_refuses_what_cannot_be_cut():
     assert "4" in answer.stderr  # heads
 
 
+def test_make_checkpoint_writes_a_model_that_loads_and_leaves_other_directories_alone(tmp_path):
+    config = GOLDEN / "v3-r1heads-fp8" / "config.json"
+    made = r1d.run("make-checkpoint", tmp_path / "made", "--model-config", config, "--layers", 3,
+                   "--dense-layers", 2, "--experts", 8, "--shard-size", "1MB")
+    assert made.returncode == 0, made.stderr
+    inspected = r1d.run("inspect", tmp_path / "made").stdout
+    for words in ("3: 2 dense, 1 MoE", "8 routed", "F8_E4M3"):
+        assert words in inspected, inspected
+    refused("make-checkpoint", tmp_path / "made", "--model-config", config, saying=[tmp_path / "made", "not empty"])
+    refused("make-checkpoint", tmp_path / "odd", "--model-config", config, "--experts", 7, saying=["n_routed_experts"])
+    refused("make-checkpoint", tmp_path / "odd", "--model-config", tmp_path / "none", saying=[tmp_path / "none"])
+    assert not (tmp_path / "odd").exists()
+
+
 def test_help_lists_the_subcommands_and_version_tells_one():
     answer = r1d.run("--help")
     assert answer.returncode == 0

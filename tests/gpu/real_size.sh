@@ -42,7 +42,9 @@ echo "sync: $(since "$start") s"
 for file in "$DIR"/*.safetensors; do dd if="$file" iflag=nocache count=0 status=none; done
 start=$(seconds)
 # Tolerance 1: all errors are printed, and judged below by their kind.
-timeout "${GOLDEN_SECONDS:-60}" "$R1D" golden "$DIR" --device "$DEVICE" --tolerance 1 | tee "$report"
+# Blocks of 64 tokens, as `serve` has them.
+timeout "${GOLDEN_SECONDS:-60}" "$R1D" golden "$DIR" --device "$DEVICE" --tolerance 1 --block-size "${BLOCK_SIZE:-64}" \
+  | tee "$report"
 status=${PIPESTATUS[0]}
 echo "golden: $(since "$start") s in all, status $status"
 "$PYTHON" - "$DIR" "$report" "$TOLERANCE" <<'PYTHON'

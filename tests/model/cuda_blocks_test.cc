@@ -272,14 +272,16 @@ void expect_blocks_agree(const checkpoint::ModelConfig& config,
       compare(Side::Block::kFeedForward, layer, Step({tokens}, {0}), "feed-forward");
     }
   }
-  // A prefill, then decode, verification and a second chunk behind what it cached; then ragged.
-  compare(Side::Block::kAttention, 0, Step({300}, {0}), "prefill");
-  compare(Side::Block::kAttention, 0, Step({1}, {300}), "decode");
-  compare(Side::Block::kAttention, 0, Step({4}, {301}), "verify");
-  compare(Side::Block::kAttention, 0, Step({150}, {305}), "chunk");
-  // Short sequences first: the order that an Ops may bring a step into.
-  compare(Side::Block::kAttention, 0, Step({1, 3, 1, 70, 90}, {0, 0, 0, 0, 0}), "ragged");
-  compare(Side::Block::kAttention, 0, Step({1, 1, 2, 60, 9}, {1, 3, 1, 70, 90}), "mixed");
+  for (size_t layer = 0; layer < static_cast<size_t>(config.num_hidden_layers); ++layer) {
+    // A prefill, then decode, verification and a second chunk behind what it cached; then ragged.
+    compare(Side::Block::kAttention, layer, Step({300}, {0}), "prefill");
+    compare(Side::Block::kAttention, layer, Step({1}, {300}), "decode");
+    compare(Side::Block::kAttention, layer, Step({4}, {301}), "verify");
+    compare(Side::Block::kAttention, layer, Step({150}, {305}), "chunk");
+    // Short sequences first: the order that an Ops may bring a step into.
+    compare(Side::Block::kAttention, layer, Step({1, 3, 1, 70, 90}, {0, 0, 0, 0, 0}), "ragged");
+    compare(Side::Block::kAttention, layer, Step({1, 1, 2, 60, 9}, {1, 3, 1, 70, 90}), "mixed");
+  }
 }
 
 // The worst row of a step. bf16: one rounding (2^-9) between each of a handful of products.
@@ -308,8 +310,13 @@ TEST(CudaBlocksTest, AgreeWithTheCpuOnTiledFp8) {
 TEST(CudaBlocksTest, AgreeWithTheCpuWhenDeterministic) {
   expect_blocks_agree(tiled_config(), 1, kFp8, kFp8Attention, /*deterministic=*/true);
 }
-TEST(CudaBlocksTest, AgreeWithTheCpuAtTheWidthOfR1) {
+TEST(CudaBlocksTest, AgreeWithTheCpuAtTheWidthOfARankOfR1) {
   expect_blocks_agree(wide_config(), 8, kFp8, kFp8Attention);
+}
+TEST(CudaBlocksTest, AgreeWithTheCpuAtTheWholeWidthOfR1) {
+  checkpoint::ModelConfig config = wide_config();
+  config.n_routed_experts = 16;
+  expect_blocks_agree(config, 1, kFp8, kFp8Attention);
 }
 
 }  // namespace
