@@ -1,21 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-// What every launcher takes and how it enqueues. A launcher never synchronises, allocates or touches a handle; it returns
-// the launch's own error (cudaErrorInvalidValue for shapes it does not serve) and enqueues nothing for an empty problem.
+// What every launcher takes and how it enqueues. A launcher never synchronises, allocates or
+// touches a handle; it returns the launch's own error (cudaErrorInvalidValue for shapes it does not
+// serve) and enqueues nothing for an empty problem.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-
 #include <cuda_runtime_api.h>
 
 namespace r1d::kernels {
 
 // Where and how a launcher enqueues.
 //
-// Programmatic dependent launch (`dependent`, sm_90): the kernel may start while the one before it in the stream still runs.
-// Two rules make that safe for a chain of ours. Every block of every kernel calls grid_dependency_wait() before it
-// reads or WRITES memory that another kernel of the step writes or reads (weights may be read before it), and it does so
-// even when it has no work, since the kernel behind it relies on this one's wait for all that came earlier.
+// Programmatic dependent launch (`dependent`, sm_90): the kernel may start while the one before it
+// in the stream still runs. Two rules make that safe for a chain of ours. Every block of every
+// kernel calls grid_dependency_wait() before it reads or WRITES memory that another kernel of the
+// step writes or reads (weights may be read before it), and it does so even when it has no work,
+// since the kernel behind it relies on this one's wait for all that came earlier.
 struct Launch {
   cudaStream_t stream = nullptr;
   bool dependent = false;
@@ -30,7 +31,10 @@ struct Grid {
 
 // Raises the kernel's dynamic shared-memory limit and enqueues it.
 template <typename... Parameters, typename... Arguments>
-cudaError_t enqueue(void (*kernel)(Parameters...), const Grid& grid, const Launch& launch, Arguments&&... arguments) {
+cudaError_t enqueue(void (*kernel)(Parameters...),
+                    const Grid& grid,
+                    const Launch& launch,
+                    Arguments&&... arguments) {
   if (grid.shared_bytes > 48 * 1024) {
     const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                                    cudaFuncAttributeMaxDynamicSharedMemorySize,

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The PTX instructions our kernels use, one thin function each. Names follow the PTX ISA (version 9.0); sections are
-// given where the rules are not obvious. Code below R1D_SM90 exists on sm_90a alone.
+// The PTX instructions our kernels use, one thin function each. Names follow the PTX ISA
+// (version 9.0); sections are given where the rules are not obvious. Code below R1D_SM90 exists on
+// sm_90a alone.
 #pragma once
 
 #include <cstdint>
+#include <cuda_runtime_api.h>
 
 #include <cuda_bf16.h>
-#include <cuda_runtime_api.h>
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define R1D_SM90 1
@@ -21,8 +22,8 @@ __device__ __forceinline__ uint32_t smem_address(const void* pointer) {
 
 // ---- cp.async (sm_80) --------------------------------------------------------------------------
 
-// Copies 16 bytes global -> shared past the registers; zero-fills when !valid. `from` must be a mapped
-// address even then.
+// Copies 16 bytes global -> shared past the registers; zero-fills when !valid. `from` must be a
+// mapped address even then.
 __device__ __forceinline__ void cp_async_16(uint32_t to, const void* from, bool valid = true) {
   const int bytes = valid ? 16 : 0;
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
@@ -64,8 +65,8 @@ __device__ __forceinline__ void mma_bf16_16x8x16(float (&d)[4],
 
 // ---- programmatic dependent launch -------------------------------------------------------------
 
-// Blocks until every grid this one depends on has finished (or called launch_dependents) and its memory is
-// visible. Without the launch attribute it returns at once.
+// Blocks until every grid this one depends on has finished (or called launch_dependents) and its
+// memory is visible. Without the launch attribute it returns at once.
 __device__ __forceinline__ void grid_dependency_wait() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
 }
@@ -77,7 +78,8 @@ __device__ __forceinline__ void grid_launch_dependents() {
 // ---- mbarrier ----------------------------------------------------------------------------------
 
 __device__ __forceinline__ void mbarrier_init(uint64_t* barrier, uint32_t arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(smem_address(barrier)), "r"(arrivals));
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(smem_address(barrier)),
+               "r"(arrivals));
 }
 // After mbarrier_init, before the copy engine or another CTA of the cluster may use the barrier.
 __device__ __forceinline__ void mbarrier_init_fence() {
@@ -98,11 +100,13 @@ __device__ __forceinline__ void mbarrier_arrive_cluster(uint64_t* barrier, uint3
 }
 // One arrival that also announces `bytes` of asynchronous copies.
 __device__ __forceinline__ void mbarrier_arrive_expect(uint64_t* barrier, uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(smem_address(barrier)),
-               "r"(bytes)
-               : "memory");
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(smem_address(barrier)),
+      "r"(bytes)
+      : "memory");
 }
-// Arrives when the thread's cp.async copies so far are done (counts as one of the expected arrivals).
+// Arrives when the thread's cp.async copies so far are done (counts as one of the expected
+// arrivals).
 __device__ __forceinline__ void mbarrier_arrive_cp_async(uint64_t* barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(smem_address(barrier))
                : "memory");
@@ -134,20 +138,30 @@ __device__ __forceinline__ uint64_t l2_evict_last() {
   return policy;
 }
 
-// `bytes` (a multiple of 16) of contiguous global memory to shared memory; addresses 16-byte aligned.
-__device__ __forceinline__ void bulk_load(void* to, const void* from, uint32_t bytes, uint64_t* barrier) {
+// `bytes` (a multiple of 16) of contiguous global memory to shared memory; addresses 16-byte
+// aligned.
+__device__ __forceinline__ void bulk_load(void* to,
+                                          const void* from,
+                                          uint32_t bytes,
+                                          uint64_t* barrier) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-          smem_address(to)),
-      "l"(from), "r"(bytes), "r"(smem_address(barrier))
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(smem_address(to)),
+      "l"(from),
+      "r"(bytes),
+      "r"(smem_address(barrier))
       : "memory");
 }
 __device__ __forceinline__ void bulk_load_hint(
     void* to, const void* from, uint32_t bytes, uint64_t* barrier, uint64_t policy) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], "
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+      "[%1], "
       "%2, [%3], %4;" ::"r"(smem_address(to)),
-      "l"(from), "r"(bytes), "r"(smem_address(barrier)), "l"(policy)
+      "l"(from),
+      "r"(bytes),
+      "r"(smem_address(barrier)),
+      "l"(policy)
       : "memory");
 }
 // Brings global memory into L2.
@@ -160,7 +174,10 @@ __device__ __forceinline__ void tensor_load_2d(
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, "
       "{%3, %4}], [%2];" ::"r"(smem_address(to)),
-      "l"(map), "r"(smem_address(barrier)), "r"(x), "r"(y)
+      "l"(map),
+      "r"(smem_address(barrier)),
+      "r"(x),
+      "r"(y)
       : "memory");
 }
 __device__ __forceinline__ void tensor_load_3d(
@@ -168,14 +185,23 @@ __device__ __forceinline__ void tensor_load_3d(
   asm volatile(
       "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, "
       "{%3, %4, %5}], [%2];" ::"r"(smem_address(to)),
-      "l"(map), "r"(smem_address(barrier)), "r"(x), "r"(y), "r"(z)
+      "l"(map),
+      "r"(smem_address(barrier)),
+      "r"(x),
+      "r"(y),
+      "r"(z)
       : "memory");
 }
-__device__ __forceinline__ void tensor_store_2d(const void* map, const void* from, int32_t x, int32_t y) {
-  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(
-                   map),
-               "r"(smem_address(from)), "r"(x), "r"(y)
-               : "memory");
+__device__ __forceinline__ void tensor_store_2d(const void* map,
+                                                const void* from,
+                                                int32_t x,
+                                                int32_t y) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
+      "r"(smem_address(from)),
+      "r"(x),
+      "r"(y)
+      : "memory");
 }
 __device__ __forceinline__ void tensor_prefetch_map(const void* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");

@@ -73,7 +73,7 @@ TEST(DeviceSamplerTest, AThoughtOverItsBudgetForcesItsEnd) {
   const History history;
   SamplingParams params;
   params.thinking_limit = ThinkingLimit{
-      .max_tokens = 2, .open = std::nullopt, .close = 50, .closing = {50}, .starts_open = true};
+      .max_tokens = 3, .open = std::nullopt, .close = 50, .closing = {50}, .starts_open = true};
   EXPECT_EQ(request_for({history.step(&params)}).rows.front().forced, 50);
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What kernel tests and benchmarks share: owned device arrays, seeded data, guards, and timing by graph replay. A test that
-// needs a GPU begins with R1D_NEEDS_GPU(), which skips it visibly where there is none (or one too old).
+// What kernel tests and benchmarks share: owned device arrays, seeded data, guards, and timing by
+// graph replay. A test that needs a GPU begins with R1D_NEEDS_GPU(), which skips it visibly where
+// there is none (or one too old).
 #pragma once
 
 #include <algorithm>
@@ -8,12 +9,12 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cuda_runtime_api.h>
 #include <functional>
 #include <random>
 #include <string>
 #include <vector>
 
-#include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
 #include "r1d/base/dtype.h"
@@ -69,7 +70,10 @@ class DeviceArray {
     std::vector<T> host(count_);
     R1D_MUST(cudaMemcpy(host.data(), data_, bytes(), cudaMemcpyDeviceToHost));
     std::vector<uint8_t> guard(kGuard);
-    R1D_MUST(cudaMemcpy(guard.data(), reinterpret_cast<const uint8_t*>(data_) + bytes(), kGuard, cudaMemcpyDeviceToHost));
+    R1D_MUST(cudaMemcpy(guard.data(),
+                        reinterpret_cast<const uint8_t*>(data_) + bytes(),
+                        kGuard,
+                        cudaMemcpyDeviceToHost));
     for (const uint8_t byte : guard) EXPECT_EQ(byte, kGuardByte) << "wrote behind the end";
     return host;
   }
@@ -91,12 +95,14 @@ inline std::vector<float> random_floats(size_t count, uint64_t seed, float scale
 }
 inline std::vector<uint16_t> to_bf16(const std::vector<float>& values) {
   std::vector<uint16_t> bits(values.size());
-  std::transform(values.begin(), values.end(), bits.begin(), [](float v) { return f32_to_bf16(v); });
+  std::transform(
+      values.begin(), values.end(), bits.begin(), [](float v) { return f32_to_bf16(v); });
   return bits;
 }
 inline std::vector<float> from_bf16(const std::vector<uint16_t>& bits) {
   std::vector<float> values(bits.size());
-  std::transform(bits.begin(), bits.end(), values.begin(), [](uint16_t b) { return bf16_to_f32(b); });
+  std::transform(
+      bits.begin(), bits.end(), values.begin(), [](uint16_t b) { return bf16_to_f32(b); });
   return values;
 }
 // Uniform over the finite e4m3 codes.
@@ -126,9 +132,11 @@ double relative_l2(const std::vector<Got>& got, const std::vector<Want>& want) {
   return norm > 0 ? std::sqrt(error / norm) : std::sqrt(error);
 }
 
-// Median microseconds of one call: `calls` of body(i, stream) are captured into one graph (body should rotate over enough
-// weight copies to exceed the 50 MB L2) and the graph is replayed.
-inline double graph_time_us(int calls, const std::function<void(int, cudaStream_t)>& body, int replays = 12) {
+// Median microseconds of one call: `calls` of body(i, stream) are captured into one graph (body
+// should rotate over enough weight copies to exceed the 50 MB L2) and the graph is replayed.
+inline double graph_time_us(int calls,
+                            const std::function<void(int, cudaStream_t)>& body,
+                            int replays = 12) {
   cudaStream_t stream = nullptr;
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t exec = nullptr;

@@ -41,8 +41,8 @@ absl::StatusOr<DeviceMemory> DeviceMemory::allocate(size_t bytes, const std::str
                               cudaGetErrorString(error));
   }
   memory.data_.reset(static_cast<std::byte*>(data));
-  // cudaMemset returns before it is done, and our streams do not wait for the legacy one it runs on:
-  // without the wait it could clear what a stream has already written.
+  // cudaMemset returns before it is done, and our streams do not wait for the legacy one it runs
+  // on: without the wait it could clear what a stream has already written.
   R1D_CUDA_TRY(cudaMemset(data, 0, bytes));
   R1D_CUDA_TRY(cudaStreamSynchronize(nullptr));
   return memory;
