@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstdlib>
 #include <memory>
 #include <numeric>
 #include <string>
@@ -33,17 +34,22 @@ bool has_gpu() {
   return gpus.ok() && !gpus->empty();
 }
 
+// tests/data, or where a bundle of GPU tests says that its copy is.
+std::string data_path(const std::string& file) {
+  const char* moved = std::getenv("R1D_TEST_DATA_DIR");
+  return std::string(moved != nullptr ? moved : R1D_TEST_DATA) + "/" + file;
+}
+
 // R1's head sizes and formats at a small width: the kernels made for sm_90a serve it.
 checkpoint::ModelConfig tiled_config() {
-  auto config = checkpoint::ModelConfig::load(R1D_TEST_DATA "/golden/v3-r1heads-fp8/config.json");
+  auto config = checkpoint::ModelConfig::load(data_path("golden/v3-r1heads-fp8/config.json"));
   EXPECT_TRUE(config.ok()) << message_of(config.status());
   return *config;
 }
 
 // A full-width slice of R1: one dense and one MoE layer of a rank of eight, with 32 experts.
 checkpoint::ModelConfig wide_config() {
-  auto config =
-      checkpoint::ModelConfig::load(R1D_TEST_DATA "/../../configs/models/deepseek-r1.json");
+  auto config = checkpoint::ModelConfig::load(data_path("../../configs/models/deepseek-r1.json"));
   EXPECT_TRUE(config.ok()) << message_of(config.status());
   config->num_hidden_layers = 2;
   config->first_k_dense_replace = 1;
@@ -53,7 +59,7 @@ checkpoint::ModelConfig wide_config() {
 }
 
 checkpoint::ModelConfig named_config(const std::string& name) {
-  auto config = checkpoint::ModelConfig::load(R1D_TEST_DATA "/golden/" + name + "/config.json");
+  auto config = checkpoint::ModelConfig::load(data_path("golden/" + name + "/config.json"));
   EXPECT_TRUE(config.ok()) << message_of(config.status());
   return *config;
 }
