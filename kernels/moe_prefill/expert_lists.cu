@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(1024, 1) expert_lists(const int32_t* experts,
                                                         int32_t pairs,
                                                         int32_t first_expert,
                                                         int32_t num_local,
-                                                        ExpertLists lists) {
+                                                        PairLists lists) {
 #ifdef R1D_SM90
   __shared__ ListsShared shared;
   const int32_t rank = cluster_rank();
@@ -162,7 +162,7 @@ cudaError_t moe_expert_lists(const int32_t* experts,
                              int32_t k,
                              int32_t first_expert,
                              int32_t num_local,
-                             const ExpertLists& lists,
+                             const PairLists& lists,
                              const Launch& launch) {
   if (tokens <= 0) return cudaSuccess;
   const bool served = k > 0 && int64_t{tokens} * k < 1 << 24 && num_local > 0 &&

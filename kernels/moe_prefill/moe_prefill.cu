@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kCombineThreads) combine(const __nv_bfloat16* 
 #endif
 }
 
-Parameters list_parameters(const ExpertLists& lists, const QuantizedRows& x, int64_t w_rows) {
+Parameters list_parameters(const PairLists& lists, const QuantizedRows& x, int64_t w_rows) {
   Parameters p;
   p.x_scale = x.scale;
   p.x_scale_stride = x.scale_stride;
@@ -114,7 +114,7 @@ cudaError_t moe_gate_up(const ExpertGateUp& weight,
                         const QuantizedRows& x,
                         int32_t tokens,
                         int32_t k,
-                        const ExpertLists& lists,
+                        const PairLists& lists,
                         const QuantizedRows& h,
                         const Launch& launch) {
   if (tokens <= 0) return cudaSuccess;
@@ -156,7 +156,7 @@ int64_t moe_down_block(int64_t tokens, int32_t k, int64_t dim) {
 
 cudaError_t moe_down_combine(const ExpertDown& weight,
                              const QuantizedRows& h,
-                             const ExpertLists& lists,
+                             const PairLists& lists,
                              const float* weights,
                              const __nv_bfloat16* shared,
                              int32_t tokens,

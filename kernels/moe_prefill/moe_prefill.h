@@ -28,7 +28,7 @@ inline constexpr int32_t kMoeTileRows = 64;
 // The pairs of one layer, sorted. A row is one (token, slot) pair of a local expert; rows of an
 // expert are contiguous and in pair order (pair = token * k + slot). Owned by the caller, device
 // memory, 16-byte aligned.
-struct ExpertLists {
+struct PairLists {
   int32_t* row_pair = nullptr;  // [T * k] pair of each row; rows beyond the total are not written
   int32_t* pair_row = nullptr;  // [T * k] row of each pair, -1 for an expert of another rank
   int32_t* tiles = nullptr;     // [moe_max_tiles, 4] local expert, first row, rows (1 .. 64), 0
@@ -46,7 +46,7 @@ struct ExpertLists {
                                            int32_t k,
                                            int32_t first_expert,
                                            int32_t num_local,
-                                           const ExpertLists& lists,
+                                           const PairLists& lists,
                                            const Launch& launch);
 
 // All local experts' gate_up: expert e's tiles begin e * tiles_stride bytes after `first.tiles`,
@@ -69,7 +69,7 @@ struct ExpertDown {
                                       const QuantizedRows& x,
                                       int32_t tokens,
                                       int32_t k,
-                                      const ExpertLists& lists,
+                                      const PairLists& lists,
                                       const QuantizedRows& h,
                                       const Launch& launch);
 
@@ -88,7 +88,7 @@ struct ExpertDown {
 // D a multiple of 64, k at most 16. Enqueues two kernels per block of columns.
 [[nodiscard]] cudaError_t moe_down_combine(const ExpertDown& weight,
                                            const QuantizedRows& h,
-                                           const ExpertLists& lists,
+                                           const PairLists& lists,
                                            const float* weights,
                                            const __nv_bfloat16* shared,
                                            int32_t tokens,

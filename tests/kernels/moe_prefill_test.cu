@@ -46,9 +46,7 @@ class Lists {
     tiles = tiles_.download();
     totals = totals_.download();
   }
-  ExpertLists device() {
-    return {row_pair_.data(), pair_row_.data(), tiles_.data(), totals_.data()};
-  }
+  PairLists device() { return {row_pair_.data(), pair_row_.data(), tiles_.data(), totals_.data()}; }
 
   // Against a stable sort.
   void check() const {
@@ -236,7 +234,7 @@ TEST(MoePrefillTest, LayerServesOneExpertForAllAndNoneAtAll) {
 
 TEST(MoePrefillTest, RefusesShapesItDoesNotServe) {
   const QuantizedRows x{nullptr, nullptr, 128, 64};
-  const ExpertLists lists;
+  const PairLists lists;
   EXPECT_EQ(moe_expert_lists(nullptr, 64, 8, 0, 257, lists, {}), cudaErrorInvalidValue);
   EXPECT_EQ(moe_expert_lists(nullptr, 0, 8, 0, 256, lists, {}), cudaSuccess);
   EXPECT_EQ(moe_gate_up({{nullptr, nullptr, nullptr, 64, 128}, 0, 0}, x, 64, 8, lists, x, {}),

@@ -32,7 +32,7 @@ absl::Status FeedForward::moe_prefill(const PreparedMoe& weights,
                                       const Output& out) {
   const int32_t k = dims_.router.top_k;
   const PreparedMlp& expert = weights.experts.front();
-  const kernels::ExpertLists lists{
+  const kernels::PairLists lists{
       .row_pair = lists_[0], .pair_row = lists_[1], .tiles = lists_[2], .totals = lists_[3]};
   const kernels::ExpertGateUp gate_up{.first = expert.gate_up,
                                       .tiles_stride = weights.tiles_stride,
