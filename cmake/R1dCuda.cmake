@@ -41,6 +41,10 @@ function(r1d_cuda_options target)
   target_compile_options(${target} PRIVATE
     $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr -Xcompiler=-Wall,-Wextra $<$<BOOL:${R1D_WERROR}>:-Werror=all-warnings>>
     $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra $<$<BOOL:${R1D_WERROR}>:-Werror>>)
+  if(NOT R1D_CUDA_ARCHITECTURES STREQUAL "90a")
+    # Helpers of what exists on sm_90a alone are unused elsewhere.
+    target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-diag-suppress=177>)
+  endif()
 endfunction()
 
 # r1d_kernels: every .cu (and host .cc) below kernels/, as one static library.
