@@ -151,8 +151,10 @@ absl::Status DeviceSampler::enqueue(const SampleRequest& request,
   std::byte* in = inputs_.data();
   std::byte* out = outputs_.data();
   const auto rows = static_cast<int32_t>(request.rows.size());
+  // Cut for these rows. Where blocks do not share a row, scratch stands behind the counters of all
+  // the rows a plan is for, so there one plan serves every launch and the counters stay zero.
   const kernels::SamplerPlan plan =
-      kernels::plan_sampler(rows, request.vocab, capability_, num_sms_);
+      plan_.team == 1 ? plan_ : kernels::plan_sampler(rows, request.vocab, capability_, num_sms_);
   const kernels::SamplerInput input{.logits = logits,
                                     .row_stride = stride,
                                     .rows = rows,
