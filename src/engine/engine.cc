@@ -124,9 +124,9 @@ class Engine::Impl {
     const std::vector<int32_t> sizes = rank.ops->batch_sizes_to_warm();
     if (sizes.empty()) return absl::OkStatus();
     constexpr int32_t kPrefill = 300;  // takes the kernels for many tokens
-    const int32_t capacity = plan_.num_blocks * options_.block_size;
+    // max_model_len is no more than the cache holds.
     const int32_t prefill =
-        std::min({kPrefill, capacity, plan_.max_model_len, options_.max_num_batched_tokens});
+        std::min({kPrefill, plan_.max_model_len, options_.max_num_batched_tokens});
     R1D_RETURN_IF_ERROR(warm_up_step(rank, 1, prefill));
     for (const int32_t size : sizes) {
       for (int pass = 0; pass < 2; ++pass) R1D_RETURN_IF_ERROR(warm_up_step(rank, size, 1));
@@ -246,7 +246,11 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::create(const WeightSource& sourc
   }
   R1D_ASSIGN_OR_RETURN(const int64_t weight_bytes,
                        model::rank_weight_bytes(source, ranks.front().shard, options.with_mtp));
-  R1D_ASSIGN_OR_RETURN(const int64_t budget, cache_budget(options, dims.front(), weight_bytes));
+  const int32_t longest = options.max_model_len > 0
+                              ? options.max_model_len
+                              : static_cast<int32_t>(source.config().max_position_embeddings);
+  R1D_ASSIGN_OR_RETURN(const int64_t budget,
+                       cache_budget(options, dims.front(), weight_bytes, longest));
   R1D_ASSIGN_OR_RETURN(const CachePlan plan, plan_cache(source.config(), options, budget));
   R1D_ASSIGN_OR_RETURN(auto ops, make_ops(options, dims, plan.max_model_len));
   for (size_t r = 0; r < ranks.size(); ++r) ranks[r].ops = std::move(ops[r]);

@@ -25,6 +25,10 @@ ops::CudaOptions cuda_options(const EngineOptions& options, int32_t rank, int32_
 }
 
 absl::Status check_gpus(const EngineOptions& options) {
+  if (options.kv_cache_dtype != DType::kBF16) {
+    return invalid_argument(
+        "engine.kv_cache_dtype f32: the latent cache of a GPU is bf16; use auto or bf16");
+  }
   if (!device::built_with_cuda()) {
     return failed_precondition("engine.device cuda: this binary was built without CUDA");
   }
@@ -51,14 +55,15 @@ int32_t total_threads(const EngineOptions& options) {
 
 absl::StatusOr<int64_t> cache_budget(const EngineOptions& options,
                                      const ops::ModelDims& dims,
-                                     int64_t weight_bytes) {
+                                     int64_t weight_bytes,
+                                     int32_t longest) {
   if (options.device == Device::kCpu) return spare_host_bytes("") / options.world_size / 4;
   R1D_RETURN_IF_ERROR(check_gpus(options));
   R1D_ASSIGN_OR_RETURN(const auto gpus, device::list_gpus());
   // The CUDA context, graphs and the allocator's rounding.
   const int64_t reserve = (int64_t{2} << 30) + gpus.front().memory_bytes / 50;
   return gpus.front().memory_bytes - reserve - weight_bytes -
-         ops::cuda_workspace_bytes(dims, cuda_options(options, 0, options.max_model_len));
+         ops::cuda_workspace_bytes(dims, cuda_options(options, 0, longest));
 }
 
 absl::StatusOr<std::vector<std::unique_ptr<ops::Ops>>> make_ops(

@@ -17,10 +17,13 @@ namespace r1d::engine {
 [[nodiscard]] int32_t total_threads(const EngineOptions& options);
 
 // What a rank may spend on its latent cache when the operator gave no size. The host: a quarter of
-// the rank's share of spare memory. A GPU: what weights and workspaces leave of it, less a reserve.
+// the rank's share of spare memory. A GPU: what weights and workspaces leave of it, less a reserve;
+// workspaces for sequences of up to `longest` tokens. kInvalidArgument for a cache format that the
+// device does not have.
 [[nodiscard]] absl::StatusOr<int64_t> cache_budget(const EngineOptions& options,
                                                    const ops::ModelDims& dims,
-                                                   int64_t weight_bytes);
+                                                   int64_t weight_bytes,
+                                                   int32_t longest);
 
 // One Ops a rank on the device that `options` names. kFailedPrecondition when the build, the driver
 // or the number of GPUs does not allow it.
