@@ -9,7 +9,7 @@
 namespace r1d::scheduler {
 namespace {
 
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+#ifdef R1D_SANITIZED
 constexpr double kMostMicroseconds = 5'000;
 #else
 constexpr double kMostMicroseconds = 200;  // it takes about 20; a scan of what waits, thousands

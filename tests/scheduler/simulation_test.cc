@@ -17,7 +17,7 @@ namespace {
 
 using std::chrono::milliseconds;
 
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+#ifdef R1D_SANITIZED
 constexpr int64_t kStepsPerSeed = 3'000;
 #else
 constexpr int64_t kStepsPerSeed = 50'000;
