@@ -39,7 +39,8 @@ const Shape kShapes[] = {{1, 1},
                          {20, 260, 127, 127},
                          {9, 77, 1, 100},
                          {576, 7168},
-                         {64, 1536, 64, 64}};
+                         {64, 1536, 64, 64},
+                         {52, 1100, 100, 127}};
 const DType kDTypes[] = {DType::kF32, DType::kBF16, DType::kF8E4M3};
 
 // What a product must give and how far off f32 may be: a running sum of K products in at least 4
@@ -133,7 +134,7 @@ TEST(GemmTest, MatchesF64OnEveryTargetShapeAndDtype) {
 
 TEST(GemmTest, ATokensBitsDoNotDependOnTheBatchNorOnThreads) {
   for_each_target([](const std::string& target) {
-    for (const Shape& s : {Shape{70, 300}, Shape{48, 200, 112, 40}, Shape{300, 1536}}) {
+    for (const Shape& s : {Shape{70, 300}, Shape{52, 1100, 100, 127}, Shape{300, 1536}}) {
       for (const DType dtype : kDTypes) {
         SCOPED_TRACE(target + ' ' + dtype_name(dtype) + ' ' + std::to_string(s.cols));
         const TestMatrix w = random_matrix(s.rows, s.cols, dtype, 4, s.row_offset, s.col_offset);

@@ -12,8 +12,9 @@ namespace {
 constexpr int64_t kTasksPerThread = 6;
 // A task below this costs more in cold caches than its hand-out brings.
 constexpr int64_t kMinTaskWork = int64_t{1} << 16;
-// Tokens are cut only into pieces that still pay for converting the weights again.
-constexpr int64_t kMinTaskTokens = 64;
+// Rows of a task come in multiples of this; of many tokens, in whole blocks.
+constexpr int64_t kTaskRows = 16;
+constexpr int64_t kManyTokens = 16;
 
 int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
@@ -41,22 +42,24 @@ Matrix slice_rows(const Matrix& matrix, int64_t first, int64_t count) {
 Gemm::Gemm(Parallel& parallel, bool bf16_dot, int64_t max_cols)
     : parallel_(parallel),
       bf16_dot_(bf16_dot && has_bf16_dot()),
-      max_cols_(ceil_div(max_cols, 16) * 16) {}
+      max_cols_(ceil_div(max_cols, 16) * 16),
+      panel_size_(std::max(kPanelRows * max_cols_, kGemmScratch)) {}
 
 void Gemm::layout(Arena& arena) {
-  panels_ = arena.take<float>(parallel_.num_threads() * kPanelRows * max_cols_);
+  panels_ = arena.take<float>(parallel_.num_threads() * panel_size_);
 }
 
 Gemm::Cut Gemm::cut(const GemmJob& job, int64_t first_task, int64_t work_per_task) const {
   const int64_t row_work = std::max<int64_t>(1, job.tokens * job.weights.cols);
-  const int64_t rows = ceil_div(ceil_div(work_per_task, row_work), kPanelRows) * kPanelRows;
-  const int64_t task_work = kPanelRows * row_work;
-  int64_t tokens = job.tokens;
-  if (rows == kPanelRows && task_work > work_per_task) {
-    const int64_t wanted = work_per_task / (kPanelRows * job.weights.cols);
-    tokens = std::max(kMinTaskTokens, wanted / 4 * 4);
+  const int64_t granule = job.tokens < kManyTokens ? kTaskRows : kBlockRows;
+  const int64_t rows = ceil_div(ceil_div(work_per_task, row_work), granule) * granule;
+  int64_t tokens = std::max<int64_t>(1, job.tokens);
+  if (rows == kBlockRows && rows * row_work > work_per_task) {
+    // Only into pieces that still pay for converting the weights again.
+    const int64_t wanted = work_per_task / (rows * job.weights.cols);
+    tokens = std::max<int64_t>(1, wanted / kBlockTokens) * kBlockTokens;
   }
-  return {.first_task = first_task, .rows = rows, .tokens = std::max<int64_t>(1, tokens)};
+  return {.first_task = first_task, .rows = rows, .tokens = tokens};
 }
 
 void Gemm::run(std::span<const GemmJob> jobs) {

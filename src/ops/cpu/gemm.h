@@ -27,10 +27,8 @@ class Gemm {
   void run(std::span<const GemmJob> jobs);
   void run(const GemmJob& job) { run(std::span(&job, 1)); }
 
-  // One thread's scratch of kPanelRows rows; for use inside a task of that thread.
-  [[nodiscard]] float* panel(int32_t thread) const {
-    return panels_ + thread * kPanelRows * max_cols_;
-  }
+  // One thread's scratch, kPanelRows rows or kGemmScratch; for use inside a task of that thread.
+  [[nodiscard]] float* panel(int32_t thread) const { return panels_ + thread * panel_size_; }
 
  private:
   // How a job is cut into tasks: rows fastest.
@@ -45,8 +43,9 @@ class Gemm {
   Parallel& parallel_;
   const bool bf16_dot_;
   const int64_t max_cols_;
-  float* panels_ = nullptr;  // [threads, kPanelRows, max_cols]
-  std::vector<Cut> cuts_;    // of the jobs of the current run
+  const int64_t panel_size_;  // floats
+  float* panels_ = nullptr;   // [threads, panel_size]
+  std::vector<Cut> cuts_;     // of the jobs of the current run
 };
 
 }  // namespace r1d::ops::cpu

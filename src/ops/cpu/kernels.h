@@ -14,8 +14,19 @@
 
 namespace r1d::ops::cpu {
 
-// Weight rows converted to f32 together when a product has many tokens.
+// Weight rows converted together by those who use them as they are (attention, bf16 products).
 inline constexpr int64_t kPanelRows = 16;
+
+// A product of many tokens goes in blocks of rows, columns and tokens: 96 KB of weights as f32,
+// 128 KB of activations and at most 192 KB of running sums, a vector each, stay in a second-level
+// cache; 8 rows and the activations of a tile, 24 KB, in a first-level one.
+inline constexpr int64_t kBlockRows = 48;
+inline constexpr int64_t kBlockCols = 512;
+inline constexpr int64_t kBlockTokens = 64;
+inline constexpr int64_t kNearRows = 8;
+inline constexpr int64_t kBlockLanes = 16;  // the most of any target
+inline constexpr int64_t kGemmScratch =
+    kBlockRows * kBlockCols + kBlockRows * kBlockTokens * kBlockLanes;
 
 // y[t, n] = x(t) . weights[n], x(t) = x + x_stride * (x_rows ? x_rows[t] : t). Nothing aliases y.
 struct GemmJob {
@@ -37,12 +48,12 @@ struct GemmRange {
   int64_t token_end = 0;
 };
 
-// `panel`: scratch of kPanelRows * weights.cols floats.
-void gemm_range(const GemmJob& job, const GemmRange& range, float* panel);
+// `scratch`: kGemmScratch floats.
+void gemm_range(const GemmJob& job, const GemmRange& range, float* scratch);
 
 // The same with activations rounded to bf16 and bf16 products summed in f32 (AVX-512 BF16); an FP8
 // weight is exact in bf16 and its scale multiplies the partial sum of each scale block. Weights
-// bf16 or FP8. Only where has_bf16_dot().
+// bf16 or FP8. Only where has_bf16_dot(). `panel`: kPanelRows * weights.cols floats.
 void gemm_range_bf16(const GemmJob& job, const GemmRange& range, float* panel);
 [[nodiscard]] bool has_bf16_dot();
 

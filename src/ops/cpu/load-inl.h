@@ -8,6 +8,7 @@
 #define R1D_OPS_CPU_LOAD_INL_H_
 #endif
 
+#include <array>
 #include <cstdint>
 #include <cstring>
 
@@ -68,6 +69,49 @@ HWY_INLINE hn::Vec<D> load_weights(D d, const F8* p) {
   return hn::Load(d, values);
 #endif
 }
+
+// Sixty-four FP8 weights at once where one instruction looks 64 bytes up in a table of 128: the
+// bytes of bf16 values come from two tables and the sign from the code. Unpacking interleaves the
+// two within lanes of 16 bytes, so the codes are ordered beforehand such that v0 holds elements
+// 0 to 15 and so on: f32 takes bf16 as its upper half, even ones shifted up, odd ones masked.
+#undef R1D_OPS_F8_GROUPS
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL
+#define R1D_OPS_F8_GROUPS 1
+inline constexpr int64_t kF8Group = 64;
+inline constexpr int64_t kF8Ahead = 1024;  // bytes of a row
+
+alignas(64) inline constexpr std::array<uint8_t, 64> kF8Order = [] {
+  std::array<uint8_t, 64> order{};
+  for (size_t element = 0; element < 64; ++element) {
+    const size_t vector = element / 16;
+    const size_t lane = element / 4 % 4;
+    const size_t place = element % 4 * 2 + vector % 2 + vector / 2 * 8;
+    order[16 * lane + place] = static_cast<uint8_t>(element);
+  }
+  return order;
+}();
+
+template <class V>
+HWY_INLINE void load_f8_group(const F8* p, V& v0, V& v1, V& v2, V& v3) {
+  const __m512i codes =
+      _mm512_permutexvar_epi8(_mm512_load_si512(kF8Order.data()), _mm512_loadu_si512(p));
+  const __m512i low = _mm512_permutex2var_epi8(
+      _mm512_load_si512(kF8Bytes.low.data()), codes, _mm512_load_si512(kF8Bytes.low.data() + 64));
+  const __m512i size = _mm512_permutex2var_epi8(
+      _mm512_load_si512(kF8Bytes.high.data()), codes, _mm512_load_si512(kF8Bytes.high.data() + 64));
+  constexpr int kAOrBAndC = 0xF8;
+  const __m512i high = _mm512_ternarylogic_epi32(size, codes, _mm512_set1_epi8(-0x80), kAOrBAndC);
+  const __m512i upper = _mm512_set1_epi32(-0x10000);
+  const __m512i first = _mm512_unpacklo_epi8(low, high);
+  const __m512i second = _mm512_unpackhi_epi8(low, high);
+  v0.raw = _mm512_castsi512_ps(_mm512_slli_epi32(first, 16));
+  v1.raw = _mm512_castsi512_ps(_mm512_and_si512(first, upper));
+  v2.raw = _mm512_castsi512_ps(_mm512_slli_epi32(second, 16));
+  v3.raw = _mm512_castsi512_ps(_mm512_and_si512(second, upper));
+}
+#else
+#define R1D_OPS_F8_GROUPS 0
+#endif
 
 // The first `count` elements, zeros after them; reads nothing beyond.
 template <class D, class T>
