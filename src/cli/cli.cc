@@ -4,10 +4,8 @@
 
 #include <cstdio>
 #include <functional>
-#include <list>
 #include <memory>
 #include <string>
-#include <unistd.h>
 #include <utility>
 #include <vector>
 
@@ -21,18 +19,12 @@
 #include "r1d/ops/cpu_ops.h"
 
 #include "cli/commands.h"
+#include "cli/settings.h"
 
 namespace r1d::cli {
 namespace {
 
 using Action = std::function<absl::Status()>;
-
-std::vector<std::string> environment_entries() {
-  std::vector<std::string> entries;
-  for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry)
-    entries.emplace_back(*entry);
-  return entries;
-}
 
 struct ServeFlags {
   std::string config_file;
@@ -40,23 +32,23 @@ struct ServeFlags {
   int ready_fd = -1;
   bool check_config = false;
   bool print_config = false;
-  std::list<std::pair<std::string, std::string>>
-      values;  // (key, text); nodes stay where CLI11 points
+  Settings settings;
 };
 
 absl::Status run_serve(const ServeFlags& flags) {
-  config::Overrides overrides;
-  for (const auto& [key, text] : flags.values) {
-    if (!text.empty()) overrides.emplace_back(key, text);
-  }
-  R1D_ASSIGN_OR_RETURN(const config::Config config,
-                       config::load(flags.config_file, environment_entries(), overrides));
+  const config::Sources sources = flags.settings.sources(flags.config_file);
+  R1D_ASSIGN_OR_RETURN(const config::Loaded loaded, config::load(sources));
+  const config::Config& config = loaded.config;
+  R1D_RETURN_IF_ERROR(config::require_model(config));
   if (flags.print_config) std::fputs(config::print(config).c_str(), stdout);
   if (flags.check_config) std::puts("configuration ok");
   if (flags.print_config || flags.check_config) return absl::OkStatus();
   base::init_logging(config.log.level,
                      config.log.format == "json" ? base::LogFormat::kJson : base::LogFormat::kText);
-  return serve({.config = config, .port_file = flags.port_file, .ready_fd = flags.ready_fd});
+  return serve({.config = config,
+                .sources = sources,
+                .port_file = flags.port_file,
+                .ready_fd = flags.ready_fd});
 }
 
 void add_serve(CLI::App& app, Action& action) {
@@ -75,15 +67,33 @@ void add_serve(CLI::App& app, Action& action) {
   command->add_flag("--check-config", flags->check_config, "Check the configuration and exit");
   command->add_flag(
       "--print-config", flags->print_config, "Print the whole configuration and exit");
-  for (const config::KeyInfo& key : config::keys()) {
-    std::string& text = flags->values.emplace_back(key.key, "").second;
-    const std::string range = key.range.empty() ? "" : fmt::format(" ({})", key.range);
-    command
-        ->add_option(key.flag, text, fmt::format("{}{} [{}]", key.help, range, key.default_value))
-        ->type_name(key.type)
-        ->group(key.key.substr(0, key.key.find('.')));
-  }
+  flags->settings.add_to(*command);
   command->callback([flags, &action] { action = [flags] { return run_serve(*flags); }; });
+}
+
+struct ConfigFlags {
+  std::string file;
+  Settings settings;
+};
+
+void add_config(CLI::App& app, Action& action) {
+  CLI::App* config = app.add_subcommand("config", "Check or show a configuration, without a model");
+  config->require_subcommand(1);
+  CLI::App* check = config->add_subcommand(
+      "check", "Whether `serve` would take a file, with the environment and flags behind it");
+  auto checked = std::make_shared<ConfigFlags>();
+  check->add_option("--config,file", checked->file, "YAML file")->required();
+  checked->settings.add_to(*check);
+  check->callback([checked, &action] {
+    action = [checked] { return check_config(checked->settings.sources(checked->file)); };
+  });
+  CLI::App* show = config->add_subcommand("show", "Every value, and where it came from, as YAML");
+  auto shown = std::make_shared<ConfigFlags>();
+  show->add_option("--config,file", shown->file, "YAML file");
+  shown->settings.add_to(*show);
+  show->callback([shown, &action] {
+    action = [shown] { return show_config(shown->settings.sources(shown->file)); };
+  });
 }
 
 void add_inspect(CLI::App& app, Action& action) {
@@ -306,6 +316,22 @@ void add_version(CLI::App& app, Action& action) {
   });
 }
 
+// For a flag that the subcommand does not know: the one it has that is spelled most like it.
+void suggest_flags(const CLI::App& app) {
+  for (const CLI::App* command : app.get_subcommands()) {
+    std::vector<std::string> known;
+    for (const CLI::Option* option : command->get_options()) {
+      known.push_back("--" + option->get_single_name());
+    }
+    for (const std::string& word : command->remaining()) {
+      const std::string flag = word.substr(0, word.find('='));
+      const std::string near = flag.starts_with("--") ? config::nearest(flag, known) : "";
+      if (!near.empty()) fmt::print(stderr, "{}: did you mean {}?\n", flag, near);
+    }
+    suggest_flags(*command);
+  }
+}
+
 }  // namespace
 
 int run(int argc, char** argv) {
@@ -314,6 +340,7 @@ int run(int argc, char** argv) {
   app.set_version_flag("--version", std::string("r1d ") + base::version());
   Action action;
   add_serve(app, action);
+  add_config(app, action);
   add_chat(app, action);
   add_generate(app, action);
   add_tokenize(app, action);
@@ -325,6 +352,10 @@ int run(int argc, char** argv) {
   add_version(app, action);
   try {
     app.parse(argc, argv);
+  } catch (const CLI::ExtrasError& error) {
+    app.exit(error);
+    suggest_flags(app);
+    return 2;
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
   }

@@ -16,11 +16,17 @@ namespace r1d::cli {
 
 struct ServeOptions {
   config::Config config;
+  config::Sources sources;  // of `config`, read again on SIGHUP
   std::string port_file;  // "": none; else gets {"grpc": port, "management": port}
   int ready_fd = -1;      // -1: none; else gets the same as a line when the model is served
 };
 // The daemon: returns when it has drained. kUnavailable when the engine was lost.
 [[nodiscard]] absl::Status serve(const ServeOptions& options);
+
+// Whether `r1d serve` would take it.
+[[nodiscard]] absl::Status check_config(const config::Sources& sources);
+// Every value and where it came from, to standard output.
+[[nodiscard]] absl::Status show_config(const config::Sources& sources);
 
 struct GoldenOptions {
   std::string dir;

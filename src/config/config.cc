@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "r1d/config/config.h"
 
-#include <array>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <map>
 #include <string_view>
 
-#include "r1d/base/address.h"
 #include "r1d/base/status.h"
 
+#include "config/checks.h"
 #include "config/schema.h"
 #include "config/suggest.h"
+#include "config/values.h"
 #include "config/yaml_reader.h"
 
 namespace r1d::config {
@@ -33,122 +34,136 @@ absl::StatusOr<std::string> read_file(const std::string& path) {
   return text;
 }
 
-absl::Status apply_yaml(const std::string& text, const std::string& origin, Config& config) {
+// What one source gives: values on top of those of the source before it. A key may come under
+// several names, as long as they agree; under one name the last counts.
+class Layer {
+ public:
+  explicit Layer(Loaded& loaded) : loaded_(loaded) {}
+
+  // `name`: how the key was written here, kept as a view; `origin`: where.
+  absl::Status set(const Key& key,
+                   std::string_view name,
+                   std::string_view text,
+                   const std::string& origin) {
+    const std::string before = get_value(key, loaded_.config);
+    const absl::Status status = set_value(key, text, loaded_.config);
+    if (!status.ok()) return invalid_argument("{}: {}", origin, message_of(status));
+    const auto [given, first] = names_.try_emplace(&key, name);
+    if (!first && given->second != name && get_value(key, loaded_.config) != before) {
+      return invalid_argument("{}: two names of {} disagree: expected {} as in {}, found {}",
+                              origin,
+                              key.name,
+                              quote(before),
+                              origin_of(loaded_, key),
+                              quote(text));
+    }
+    origin_of(loaded_, key) = origin;
+    return absl::OkStatus();
+  }
+
+ private:
+  Loaded& loaded_;
+  std::map<const Key*, std::string_view> names_;  // under which each key came first
+};
+
+absl::Status apply_yaml(const std::string& text, const std::string& origin, Loaded& loaded) {
   R1D_ASSIGN_OR_RETURN(const std::vector<YamlEntry> entries, read_yaml(text, origin));
+  Layer layer(loaded);
   for (const YamlEntry& entry : entries) {
-    const absl::Status status = set_value(*entry.key, entry.value, config);
-    if (!status.ok()) return invalid_argument("{}:{}: {}", origin, entry.line, message_of(status));
+    R1D_RETURN_IF_ERROR(
+        layer.set(*entry.key, entry.name, entry.value, fmt::format("{}:{}", origin, entry.line)));
   }
   return absl::OkStatus();
 }
 
-const Key* find_by_environment(std::string_view name) {
+struct Variable {
+  std::string_view name;
+  std::string_view value;
+};
+
+bool names(const Variable& variable, const Key& key) {
+  if (variable.name.starts_with("R1D_")) {
+    return variable.name == key.environment() || variable.name == key.alias_environment();
+  }
+  // Deployments set names from outside for several programs, and leave them empty where unused.
+  return variable.name == key.variable && !variable.value.empty();
+}
+
+const Key* find_by_variable(const Variable& variable) {
   for (const Key& key : schema()) {
-    if (key.environment() == name) return &key;
+    if (names(variable, key)) return &key;
   }
   return nullptr;
 }
 
-// Variables without "__" are not ours to judge: Kubernetes gives every pod R1D_PORT and
-// R1D_SERVICE_HOST when a Service is called r1d.
-absl::Status apply_environment(const std::vector<std::string>& environment, Config& config) {
+// R1D_LOG_LEVEL is a slip for R1D_LOG__LEVEL.
+bool lacks_an_underscore(std::string_view name) {
+  for (const Key& key : schema()) {
+    std::string slip = key.environment();
+    slip.erase(slip.find("__"), 1);
+    if (slip == name) return true;
+  }
+  return false;
+}
+
+// Other variables are not ours to judge: Kubernetes gives every pod R1D_PORT and R1D_SERVICE_HOST
+// when a Service is called r1d.
+bool seems_ours(std::string_view name) {
+  if (!name.starts_with("R1D_")) return false;
+  return name.find("__") != std::string_view::npos || lacks_an_underscore(name);
+}
+
+absl::Status apply_environment(const std::vector<std::string>& environment, Loaded& loaded) {
+  Layer layer(loaded);
   for (const std::string& entry : environment) {
     const size_t equals = entry.find('=');
-    const std::string_view name = std::string_view(entry).substr(0, equals);
-    if (equals == std::string::npos || !name.starts_with("R1D_")) continue;
-    if (name.find("__") == std::string_view::npos) continue;
-    const Key* key = find_by_environment(name);
-    if (key == nullptr) return invalid_argument("{}", unknown_environment(name));
-    const absl::Status status = set_value(*key, std::string_view(entry).substr(equals + 1), config);
-    if (!status.ok()) return invalid_argument("environment {}: {}", name, message_of(status));
+    if (equals == std::string::npos) continue;
+    const std::string_view text(entry);
+    const Variable variable{text.substr(0, equals), text.substr(equals + 1)};
+    if (const Key* key = find_by_variable(variable); key != nullptr) {
+      R1D_RETURN_IF_ERROR(layer.set(
+          *key, variable.name, variable.value, fmt::format("environment {}", variable.name)));
+    } else if (seems_ours(variable.name)) {
+      return invalid_argument("{}", unknown_environment(variable.name));
+    }
   }
   return absl::OkStatus();
 }
 
-absl::Status apply_flags(const Overrides& flags, Config& config) {
+absl::Status apply_flags(const Overrides& flags, Loaded& loaded) {
+  Layer layer(loaded);
   for (const auto& [name, value] : flags) {
     const Key* key = find_key(name);
     if (key == nullptr) return invalid_argument("{}", unknown_name(name));
-    const absl::Status status = set_value(*key, value, config);
-    if (!status.ok()) return invalid_argument("flag {}: {}", key->flag, message_of(status));
+    const std::string flag = name == key->name ? std::string(key->flag) : key->alias_flag();
+    R1D_RETURN_IF_ERROR(layer.set(*key, name, value, "flag " + flag));
   }
   return absl::OkStatus();
 }
 
-bool same_listener(const std::string& a, const std::string& b) {
-  const auto first = base::parse_address(a);
-  const auto second = base::parse_address(b);
-  return first.ok() && second.ok() && first->port != 0 && first->port == second->port &&
-         first->host == second->host;
-}
-
-// What one key's range cannot say.
-absl::Status check_together(const Config& config) {
-  const SchedulerSettings& scheduler = config.scheduler;
-  if (scheduler.max_num_batched_tokens < scheduler.max_batch_size) {
-    return invalid_argument(
-        "scheduler.max_num_batched_tokens: expected at least scheduler.max_batch_size ({}), so "
-        "that every "
-        "running sequence can decode in each step, found {}",
-        scheduler.max_batch_size,
-        scheduler.max_num_batched_tokens);
-  }
-  if (scheduler.max_model_len == 1) {
-    return invalid_argument(
-        "scheduler.max_model_len: expected 0 or at least 2 (one prompt and one output token), "
-        "found 1");
-  }
-  if (config.engine.num_threads != 0 && config.engine.num_threads < config.engine.world_size) {
-    return invalid_argument(
-        "engine.num_threads: expected 0 or at least engine.world_size ({}), found {}",
-        config.engine.world_size,
-        config.engine.num_threads);
-  }
-  if (same_listener(config.server.grpc_address, config.server.management_address)) {
-    return invalid_argument(
-        "server.management_address: expected another address than server.grpc_address, found {}",
-        config.server.management_address);
-  }
-  return absl::OkStatus();
-}
-
-absl::Status check_model_source(const ModelSettings& model) {
-  if (model.load_format == "dummy") {
-    if (!model.config_file.empty()) return absl::OkStatus();
-    return invalid_argument(
-        "model.config_file: load_format dummy needs a config.json; give it with --model-config "
-        "FILE");
-  }
-  if (!model.path.empty()) return absl::OkStatus();
-  return invalid_argument(
-      "model.path: expected the directory of a checkpoint; give it with --model DIR (or use "
-      "--load-format dummy "
-      "--model-config FILE for random weights)");
+Loaded defaults() {
+  return {.config = {}, .origins = std::vector<std::string>(schema().size(), kDefaultOrigin)};
 }
 
 }  // namespace
 
-absl::StatusOr<Config> load(const std::string& yaml_path,
-                            const std::vector<std::string>& environment,
-                            const Overrides& flags) {
-  Config config;
-  if (!yaml_path.empty()) {
-    R1D_ASSIGN_OR_RETURN(const std::string text, read_file(yaml_path));
-    R1D_RETURN_IF_ERROR(apply_yaml(text, yaml_path, config));
+absl::StatusOr<Loaded> load(const Sources& sources) {
+  Loaded loaded = defaults();
+  if (!sources.file.empty()) {
+    R1D_ASSIGN_OR_RETURN(const std::string text, read_file(sources.file));
+    R1D_RETURN_IF_ERROR(apply_yaml(text, sources.file, loaded));
   }
-  R1D_RETURN_IF_ERROR(apply_environment(environment, config));
-  R1D_RETURN_IF_ERROR(apply_flags(flags, config));
-  R1D_RETURN_IF_ERROR(check_together(config));
-  R1D_RETURN_IF_ERROR(check_model_source(config.model));
-  return config;
+  R1D_RETURN_IF_ERROR(apply_environment(sources.environment, loaded));
+  R1D_RETURN_IF_ERROR(apply_flags(sources.flags, loaded));
+  R1D_RETURN_IF_ERROR(check_together(loaded));
+  return loaded;
 }
 
 absl::StatusOr<Config> parse_yaml(const std::string& text, const std::string& origin) {
-  Config config;
-  R1D_RETURN_IF_ERROR(apply_yaml(text, origin, config));
-  const absl::Status status = check_together(config);
-  if (!status.ok()) return invalid_argument("{}: {}", origin, message_of(status));
-  return config;
+  Loaded loaded = defaults();
+  R1D_RETURN_IF_ERROR(apply_yaml(text, origin, loaded));
+  R1D_RETURN_IF_ERROR(check_together(loaded));
+  return loaded.config;
 }
 
 }  // namespace r1d::config

@@ -48,7 +48,7 @@ absl::StatusOr<int64_t> read_number(const Key& key, std::string_view text) {
   const bool allowed = key.choices.empty() ? value >= key.min && value <= key.max
                                            : offers(key, format_number(key.type, value));
   if (!allowed) {
-    return invalid_argument("expected {}{}", key.choices.empty() ? "" : "one of ", key.range());
+    return invalid_argument("expected {}{}", key.choices.size() > 1 ? "one of " : "", key.range());
   }
   return value;
 }
@@ -60,7 +60,8 @@ absl::StatusOr<std::string> read_string(const Key& key, std::string_view text) {
     return invalid_argument("expected a text without control characters");
   }
   if (key.type == Type::kChoice && !offers(key, text)) {
-    return invalid_argument("expected one of {}", join(key.choices));
+    return invalid_argument(
+        "expected {}{}", key.choices.size() > 1 ? "one of " : "", join(key.choices));
   }
   if (key.type == Type::kAddress) R1D_RETURN_IF_ERROR(base::parse_address(text).status());
   return std::string(text);
@@ -97,9 +98,9 @@ requires kIsNumber<T> std::string show(const Key& key, T field) {
   return format_number(key.type, static_cast<int64_t>(field));
 }
 
-}  // namespace
-
-std::string Key::environment() const {
+// "engine.world_size" -> "R1D_ENGINE__WORLD_SIZE"
+std::string variable_of(std::string_view name) {
+  if (name.empty()) return "";
   std::string text = "R1D_";
   for (const char c : name) {
     if (c == '.') {
@@ -108,6 +109,23 @@ std::string Key::environment() const {
       text += static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
     }
   }
+  return text;
+}
+
+}  // namespace
+
+std::string Key::environment() const {
+  return variable_of(name);
+}
+
+std::string Key::alias_environment() const {
+  return variable_of(alias);
+}
+
+std::string Key::alias_flag() const {
+  if (alias.empty()) return "";
+  std::string text = "--" + std::string(alias.substr(alias.find('.') + 1));
+  std::replace(text.begin(), text.end(), '_', '-');
   return text;
 }
 
@@ -132,11 +150,13 @@ std::string_view Key::type_name() const {
 }
 
 std::string Key::range() const {
-  if (!choices.empty()) return join(choices);
   if (type == Type::kAddress) return "host:port or [IPv6]:port";
   if (type == Type::kBoolean) return "true, false";
   if (type == Type::kString) return "";
-  return fmt::format("{} to {}", format_number(type, min), format_number(type, max));
+  const std::string values =
+      choices.empty() ? fmt::format("{} to {}", format_number(type, min), format_number(type, max))
+                      : join(choices);
+  return unit.empty() ? values : fmt::format("{} {}", values, unit);
 }
 
 absl::Status set_value(const Key& key, std::string_view text, Config& config) {

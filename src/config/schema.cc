@@ -21,36 +21,65 @@ struct Range {
 
 using Choices = std::vector<std::string_view>;
 
-Key plain(Type type,
+// A key in the making: `number(...).in("tokens").live()`.
+struct Row {
+  Key key;
+
+  Row in(std::string_view unit) && {
+    key.unit = unit;
+    return std::move(*this);
+  }
+  Row alias(std::string_view name) && {
+    key.alias = name;
+    return std::move(*this);
+  }
+  Row variable(std::string_view name) && {
+    key.variable = name;
+    return std::move(*this);
+  }
+  Row live() && {
+    key.live = true;
+    return std::move(*this);
+  }
+  operator Key() const { return key; }  // NOLINT(google-explicit-constructor): a table of keys
+};
+
+Row plain(Type type,
           std::string_view name,
           std::string_view flag,
           FieldRef field,
           std::string_view help) {
-  return {.name = name, .flag = flag, .type = type, .field = field, .choices = {}, .help = help};
+  Row row;
+  row.key.name = name;
+  row.key.flag = flag;
+  row.key.type = type;
+  row.key.field = field;
+  row.key.help = help;
+  return row;
 }
 
-Key number(Type type,
+Row number(Type type,
            std::string_view name,
            std::string_view flag,
            FieldRef field,
            Range range,
            std::string_view help) {
-  Key key = plain(type, name, flag, field, help);
-  key.min = range.min;
-  key.max = range.max;
-  return key;
+  Row row = plain(type, name, flag, field, help);
+  row.key.min = range.min;
+  row.key.max = range.max;
+  return row;
 }
 
 // A text, or an integer, out of a list.
-Key choice(Type type,
+Row choice(Type type,
            std::string_view name,
            std::string_view flag,
            FieldRef field,
            Choices choices,
            std::string_view help) {
-  Key key = number(type, name, flag, field, {0, kLargest}, help);
-  key.choices = std::move(choices);
-  return key;
+  Row row = number(type, name, flag, field, {0, kLargest}, help);
+  row.key.choices = std::move(choices);
+  return row;
 }
 
 #define R1D_FIELD(member) \
@@ -62,7 +91,7 @@ std::vector<Key> make_schema() {
   return {
     plain(kString, "model.path", "--model", R1D_FIELD(model.path),
           "Hugging Face directory of the checkpoint: config.json, safetensors, tokenizer. "
-          "Required unless model.load_format is dummy."),
+          "Required unless model.load_format is dummy.").variable("MODEL_PATH"),
     plain(kString, "model.name", "--model-name", R1D_FIELD(model.name),
           "Name that clients see. Empty: the last part of model.path."),
     choice(kChoice, "model.load_format", "--load-format", R1D_FIELD(model.load_format),
@@ -73,7 +102,6 @@ std::vector<Key> make_schema() {
           "The config.json that dummy weights are made for."),
     number(kInteger, "model.dummy_seed", "--dummy-seed", R1D_FIELD(model.dummy_seed), {0, kLargest},
            "Seed of dummy weights; the same seed gives the same weights."),
-
     plain(kString, "model.tokenizer", "--tokenizer", R1D_FIELD(model.tokenizer),
           "A tokenizer.json, or the directory of one with its tokenizer_config.json. Empty: "
           "model.path, where it may be missing; prompts are token ids then."),
@@ -87,12 +115,16 @@ std::vector<Key> make_schema() {
 
     choice(kChoice, "engine.device", "--device", R1D_FIELD(engine.device), {"auto", "cpu", "cuda"},
            "Where the model runs. auto: the GPU when this build and this machine have one, else the CPU."),
+    choice(kChoice, "engine.inference_mode", "--inference-mode", R1D_FIELD(engine.inference_mode),
+           {"tensor_parallel"},
+           "How the ranks share the model. There is one way; the key lets deployments that name theirs "
+           "be checked.").variable("INFERENCE_MODE"),
     choice(kInteger, "engine.world_size", "--world-size", R1D_FIELD(engine.world_size),
            {"1", "2", "4", "8"},
            "Ranks that share the model by tensor parallelism: heads, experts, vocabulary and "
-           "intermediate sizes are cut into so many parts."),
+           "intermediate sizes are cut into so many parts.").in("ranks"),
     number(kInteger, "engine.num_threads", "--num-threads", R1D_FIELD(engine.num_threads), {0, 4096},
-           "Compute threads of all ranks together, at least one a rank. 0: one per core."),
+           "Compute threads of all ranks together, at least one a rank. 0: one per core.").in("threads"),
     plain(kBoolean, "engine.expert_parallel", "--expert-parallel", R1D_FIELD(engine.expert_parallel),
           "Each rank holds whole experts instead of a part of every expert."),
     choice(kChoice, "engine.kv_cache_dtype", "--kv-cache-dtype", R1D_FIELD(engine.kv_cache_dtype),
@@ -115,7 +147,7 @@ std::vector<Key> make_schema() {
 
     number(kInteger, "scheduler.max_batch_size", "--max-batch-size", R1D_FIELD(scheduler.max_batch_size),
            {1, 4096},
-           "Sequences in one step at most."),
+           "Sequences in one step at most.").in("sequences"),
     number(kDuration, "scheduler.batch_timeout", "--batch-timeout", R1D_FIELD(scheduler.batch_timeout),
            {0, 10 * kSecond},
            "How long an idle engine may wait for more requests before its first step. 0ms: not at "
@@ -123,16 +155,16 @@ std::vector<Key> make_schema() {
     number(kInteger, "scheduler.max_num_batched_tokens", "--max-num-batched-tokens",
            R1D_FIELD(scheduler.max_num_batched_tokens), {1, 1 << 17},
            "Tokens in one step at most, prefill and decode together; longer prompts are computed in "
-           "chunks. At least scheduler.max_batch_size."),
+           "chunks. At least scheduler.max_batch_size.").in("tokens").alias("scheduler.max_tokens"),
     number(kInteger, "scheduler.max_model_len", "--max-model-len", R1D_FIELD(scheduler.max_model_len),
            {0, 1 << 20},
            "Prompt and output tokens of a sequence at most; 2 or more. 0: what the model allows, as "
-           "far as the KV cache holds it."),
+           "far as the KV cache holds it.").in("tokens"),
     number(kInteger, "scheduler.block_size", "--block-size", R1D_FIELD(scheduler.block_size), {1, 1024},
-           "Tokens in a KV cache block."),
+           "Tokens in a KV cache block.").in("tokens"),
     number(kInteger, "scheduler.max_waiting_requests", "--max-waiting-requests",
            R1D_FIELD(scheduler.max_waiting_requests), {1, 1 << 20},
-           "Requests that may wait; one more is refused with RESOURCE_EXHAUSTED."),
+           "Requests that may wait; one more is refused with RESOURCE_EXHAUSTED.").in("requests").live(),
     plain(kBoolean, "scheduler.prefix_cache", "--prefix-cache", R1D_FIELD(scheduler.prefix_cache),
           "Reuse the KV cache blocks of prompts that begin with the same tokens."),
     number(kDuration, "scheduler.priority_aging", "--priority-aging", R1D_FIELD(scheduler.priority_aging),
@@ -151,23 +183,26 @@ std::vector<Key> make_schema() {
            "Size of a gRPC request message at most."),
     number(kInteger, "server.stream_buffer_tokens", "--stream-buffer-tokens",
            R1D_FIELD(server.stream_buffer_tokens), {1, 1 << 20},
-           "Tokens of a stream that wait for its reader at most; a slower reader is cancelled."),
+           "Tokens of a stream that wait for its reader at most; a slower reader is cancelled.")
+        .in("tokens").live(),
     number(kInteger, "server.max_concurrent_streams", "--max-concurrent-streams",
            R1D_FIELD(server.max_concurrent_streams), {1, 100000},
-           "Calls in flight on one connection at most."),
+           "Calls in flight on one connection at most.").in("calls"),
     number(kDuration, "server.drain_timeout", "--drain-timeout", R1D_FIELD(server.drain_timeout),
            {0, 24 * kHour},
-           "After SIGTERM, how long running requests may take to finish; then they are cancelled."),
+           "After SIGTERM, how long running requests may take to finish; then they are cancelled.")
+        .live(),
     number(kDuration, "server.liveness_timeout", "--liveness-timeout",
            R1D_FIELD(server.liveness_timeout), {100, 24 * kHour},
-           "/livez fails when a step has taken this long. Set it above the slowest step."),
+           "/livez fails when a step has taken this long. Set it above the slowest step.").live(),
     number(kDuration, "server.max_request_time", "--max-request-time",
            R1D_FIELD(server.max_request_time), {1, 168 * kHour},
-           "Deadline of a request that brings none."),
+           "A request's time at most, and its deadline when it brings none. A change counts for requests "
+           "that come later.").live(),
 
     choice(kChoice, "log.level", "--log-level", R1D_FIELD(log.level),
            {"trace", "debug", "info", "warn", "error"},
-           "The least severe records that are written, to standard error."),
+           "The least severe records that are written, to standard error.").live(),
     choice(kChoice, "log.format", "--log-format", R1D_FIELD(log.format), {"text", "json"},
            "A readable line, or one JSON object, per record."),
   };
@@ -183,10 +218,15 @@ std::span<const Key> schema() {
   return keys;
 }
 
+size_t index_of(const Key& key) {
+  return static_cast<size_t>(&key - schema().data());
+}
+
 const Key* find_key(std::string_view name) {
   const auto keys = schema();
-  const auto it =
-      std::find_if(keys.begin(), keys.end(), [&](const Key& key) { return key.name == name; });
+  const auto it = std::find_if(keys.begin(), keys.end(), [&](const Key& key) {
+    return key.name == name || (!key.alias.empty() && key.alias == name);
+  });
   return it == keys.end() ? nullptr : &*it;
 }
 

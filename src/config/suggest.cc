@@ -27,6 +27,7 @@ class Nearest {
     best_ = suggestion;
   }
   [[nodiscard]] const std::string& best() const { return best_; }
+  [[nodiscard]] size_t distance() const { return least_; }
 
  private:
   std::string_view name_;
@@ -58,15 +59,26 @@ std::string unknown_name(std::string_view name) {
   for (const Key& key : schema()) {
     if (!dotted) nearest.offer(key.section(), key.section());
     nearest.offer(dotted ? key.name : key.last_part(), key.name);
+    if (key.alias.empty()) continue;
+    nearest.offer(dotted ? key.alias : key.alias.substr(key.alias.find('.') + 1), key.alias);
   }
   return fmt::format("unknown key {}; did you mean {}?", quote(name), nearest.best());
 }
 
 std::string unknown_environment(std::string_view name) {
   Nearest nearest(name);
-  for (const Key& key : schema()) nearest.offer(key.environment(), key.environment());
+  for (const Key& key : schema()) {
+    nearest.offer(key.environment(), key.environment());
+    if (!key.alias.empty()) nearest.offer(key.alias_environment(), key.alias_environment());
+  }
   return fmt::format(
       "unknown environment variable {}; did you mean {}?", quote(name), nearest.best());
+}
+
+std::string nearest(const std::string& text, const std::vector<std::string>& words) {
+  Nearest nearest(text);
+  for (const std::string& word : words) nearest.offer(word, word);
+  return nearest.distance() <= std::max<size_t>(2, text.size() / 4) ? nearest.best() : "";
 }
 
 }  // namespace r1d::config

@@ -101,7 +101,7 @@ class Collector final : public YAML::EventHandler {
     } else if (key_ == nullptr) {
       enter_key(mark, text);
     } else {
-      entries_.push_back({std::exchange(key_, nullptr), text, mark.line + 1});
+      entries_.push_back({std::exchange(key_, nullptr), name_, text, mark.line + 1});
     }
   }
 
@@ -112,19 +112,19 @@ class Collector final : public YAML::EventHandler {
   }
 
   void enter_key(const YAML::Mark& mark, const std::string& last_part) {
-    const std::string name = section_ + "." + last_part;
-    key_ = find_key(name);
+    name_ = section_ + "." + last_part;
+    key_ = find_key(name_);
     key_mark_ = mark;
-    if (key_ == nullptr) return fail(mark, unknown_name(name));
+    if (key_ == nullptr) return fail(mark, unknown_name(name_));
     for (const YamlEntry& entry : entries_) {
-      if (entry.key != key_) continue;
-      return fail(mark, fmt::format("{}: given before, on line {}", name, entry.line));
+      if (entry.name != name_) continue;
+      return fail(mark, fmt::format("{}: given before, on line {}", name_, entry.line));
     }
   }
 
   // "engine.world_size: ", as far as it is known.
   [[nodiscard]] std::string path() const {
-    if (key_ != nullptr) return std::string(key_->name) + ": ";
+    if (key_ != nullptr) return name_ + ": ";
     return section_.empty() ? "" : section_ + ": ";
   }
 
@@ -134,8 +134,9 @@ class Collector final : public YAML::EventHandler {
   std::string section_;  // whose value is read; empty: a section's name comes next
   YAML::Mark key_mark_;
   const Key* key_ = nullptr;  // whose value is read; null: a key's name comes next
+  std::string name_;          // of key_, as written
   std::set<std::string> sections_;
-  std::vector<YamlEntry> entries_;  // one a key at most, so as few as the schema has
+  std::vector<YamlEntry> entries_;  // one a name at most, so as few as the schema has
   absl::Status error_;
 };
 

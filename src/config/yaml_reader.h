@@ -16,15 +16,16 @@ constexpr size_t kMaxYamlBytes = size_t{1} << 20;
 // One key with its value, as text, and the line it stands on.
 struct YamlEntry {
   const Key* key = nullptr;  // of schema()
+  std::string name;          // as it was written: the key's or its alias
   std::string value;
   int line = 0;
 };
 
 // Reads sections of keys with plain values, the only form a configuration has, and refuses all
-// else: unknown names, lists, deeper levels, anchors and aliases, a second document, a key given
-// twice. Errors begin with "origin:line". Values are not judged here.
-// Cost: the parser's events are taken as they come and no tree is built, so memory stays in
-// proportion to the text, which may be kMaxYamlBytes long.
+// else: unknown names, lists, deeper levels, anchors and aliases, a second document, a name given
+// twice (a key beside its alias is the caller's to judge). Errors begin with "origin:line". Values
+// are not judged here. Cost: the parser's events are taken as they come and no tree is built, so
+// memory stays in proportion to the text, which may be kMaxYamlBytes long.
 [[nodiscard]] absl::StatusOr<std::vector<YamlEntry>> read_yaml(const std::string& text,
                                                                const std::string& origin);
 

@@ -25,6 +25,20 @@ std::string read_file(const char* path) {
   return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
 }
 
+void expect_generated(const char* path, const std::string& text) {
+  if (std::getenv("R1D_UPDATE_DOCS") != nullptr) std::ofstream(path) << text;
+  EXPECT_EQ(read_file(path), text)
+      << path << " is out of date; regenerate: R1D_UPDATE_DOCS=1 r1d_config_test";
+}
+
+TEST(DocumentsTest, ExampleIsTheOneGenerated) {
+  expect_generated(kExample, example_yaml());
+}
+
+TEST(DocumentsTest, ReferenceIsTheOneGenerated) {
+  expect_generated(kReference, reference_markdown());
+}
+
 TEST(DocumentsTest, ExampleHoldsTheDefaults) {
   const auto config = parse_yaml(read_file(kExample), "configs/r1d.yaml");
   ASSERT_TRUE(config.ok()) << config.status();
@@ -38,10 +52,18 @@ TEST(DocumentsTest, ExampleNamesEveryKeyInOrder) {
   for (size_t i = 0; i < entries->size(); ++i) EXPECT_EQ((*entries)[i].key, &schema()[i]);
 }
 
-TEST(DocumentsTest, ReferenceIsTheOneGenerated) {
-  if (std::getenv("R1D_UPDATE_DOCS") != nullptr) std::ofstream(kReference) << reference_markdown();
-  EXPECT_EQ(read_file(kReference), reference_markdown())
-      << "docs/configuration.md is out of date; regenerate: R1D_UPDATE_DOCS=1 r1d_config_test";
+TEST(DocumentsTest, ExampleSaysOfEveryKeyWhatItMayBe) {
+  const std::string example = example_yaml();
+  for (const KeyInfo& info : keys()) {
+    const size_t line = example.find("\n  " + info.key.substr(info.key.find('.') + 1) + ": ");
+    ASSERT_NE(line, std::string::npos) << info.key;
+    const size_t comment = example.rfind("# " + info.type, line);
+    ASSERT_NE(comment, std::string::npos) << info.key;
+    EXPECT_THAT(
+        example.substr(comment, line - comment),
+        testing::AllOf(testing::HasSubstr("default "), testing::HasSubstr(info.default_value)))
+        << info.key;
+  }
 }
 
 TEST(DocumentsTest, KeysListTheSchema) {

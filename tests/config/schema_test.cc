@@ -23,6 +23,21 @@ TEST(SchemaTest, NamesKeysFlagsAndVariablesOnce) {
     EXPECT_TRUE(key.flag.starts_with("--")) << key.name;
     EXPECT_EQ(std::count(key.name.begin(), key.name.end(), '.'), 1) << key.name;
     EXPECT_TRUE(key.help.ends_with('.')) << key.name;
+    if (!key.variable.empty()) {
+      EXPECT_TRUE(variables.insert(std::string(key.variable)).second) << key.variable;
+    }
+    if (key.alias.empty()) continue;
+    EXPECT_TRUE(names.insert(std::string(key.alias)).second) << key.alias;
+    EXPECT_TRUE(flags.insert(key.alias_flag()).second) << key.alias;
+    EXPECT_TRUE(variables.insert(key.alias_environment()).second) << key.alias;
+    EXPECT_EQ(key.alias.substr(0, key.alias.find('.')), key.section()) << key.alias;
+  }
+}
+
+TEST(SchemaTest, SaysWhatIntegersCount) {
+  for (const Key& key : schema()) {
+    if (key.type != Type::kInteger || key.name.ends_with("_seed")) continue;
+    EXPECT_FALSE(key.unit.empty()) << key.name << ": add .in(\"tokens\") or the like to its row";
   }
 }
 
@@ -76,7 +91,10 @@ TEST(SchemaTest, LeavesTheFieldAloneWhenTheValueIsRefused) {
   }
 }
 
-TEST(SchemaTest, NamesVariablesAfterKeys) {
+TEST(SchemaTest, NamesVariablesAndFlagsAfterKeys) {
+  EXPECT_EQ(find_key("scheduler.max_tokens"), find_key("scheduler.max_num_batched_tokens"));
+  EXPECT_EQ(find_key("scheduler.max_tokens")->alias_environment(), "R1D_SCHEDULER__MAX_TOKENS");
+  EXPECT_EQ(find_key("scheduler.max_tokens")->alias_flag(), "--max-tokens");
   EXPECT_EQ(find_key("engine.world_size")->environment(), "R1D_ENGINE__WORLD_SIZE");
 }
 
@@ -88,12 +106,22 @@ TEST(SuggestTest, CountsEdits) {
   EXPECT_EQ(edit_distance("same", "same"), 0U);
 }
 
+TEST(SuggestTest, FindsTheNearestWordWhereOneIsNear) {
+  const std::vector<std::string> flags{"--model", "--max-batch-size", "--max-tokens"};
+  EXPECT_EQ(nearest("--max-batch-sise", flags), "--max-batch-size");
+  EXPECT_EQ(nearest("--max_tokens", flags), "--max-tokens");
+  EXPECT_EQ(nearest("--colour", flags), "");
+  EXPECT_EQ(nearest("--x", {}), "");
+}
+
 TEST(SuggestTest, FindsTheNearestName) {
   EXPECT_EQ(unknown_name("engine.wrold_size"),
             "unknown key \"engine.wrold_size\"; did you mean engine.world_size?");
   EXPECT_EQ(unknown_name("sheduler"), "unknown key \"sheduler\"; did you mean scheduler?");
   EXPECT_EQ(unknown_name("worldsize"),
             "unknown key \"worldsize\"; did you mean engine.world_size?");
+  EXPECT_EQ(unknown_name("max_token"),
+            "unknown key \"max_token\"; did you mean scheduler.max_tokens?");
   EXPECT_EQ(unknown_environment("R1D_ENGINE__WORLDSIZE"),
             "unknown environment variable \"R1D_ENGINE__WORLDSIZE\"; did you mean "
             "R1D_ENGINE__WORLD_SIZE?");

@@ -40,8 +40,9 @@ def test_no_model_at_all_names_the_key():
     refused("serve", *ANY_PORTS, saying=["model"])
 
 
-def test_an_unknown_flag_is_named():
-    refused("serve", "--model", MODEL, "--max-batch-sise", 4, saying=["--max-batch-sise"])
+def test_an_unknown_flag_is_named_with_its_neighbour():
+    refused("serve", "--model", MODEL, "--max-batch-sise", 4, saying=["--max-batch-sise", "--max-batch-size?"])
+    refused("generate", "--text", "a", "--max_tokens=4", saying=["--max-tokens?"])
 
 
 def test_an_unknown_subcommand_is_named():

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Flags, environment and file become one validated, immutable Config. Precedence: flag, then
 // R1D_SECTION__KEY, then the YAML file, then the default. One table (src/config/schema.cc) holds
-// every key with its type, unit, range, default and help; it drives parsing, --help, --print-config
-// and docs/configuration.md.
+// every key with its type, unit, range, default and help, and whether it can change while the
+// daemon runs; it drives parsing, --help, `r1d config`, configs/r1d.yaml and docs/configuration.md.
 #pragma once
 
 #include <chrono>
@@ -30,8 +30,9 @@ struct ChatSettings {
 };
 
 struct EngineSettings {
-  std::string device = "auto";          // engine.device: auto (cuda if there is a GPU) | cpu | cuda
-  int32_t world_size = 1;               // engine.world_size: 1, 2, 4 or 8
+  std::string device = "auto";  // engine.device: auto (cuda if there is a GPU) | cpu | cuda
+  std::string inference_mode = "tensor_parallel";  // engine.inference_mode: the only one
+  int32_t world_size = 1;                          // engine.world_size: 1, 2, 4 or 8
   int32_t num_threads = 0;              // engine.num_threads: all ranks together; 0 = one a core
   bool expert_parallel = false;         // engine.expert_parallel: whole experts a rank
   std::string kv_cache_dtype = "auto";  // engine.kv_cache_dtype: auto | f32 | bf16
@@ -79,34 +80,77 @@ struct Config {
   LogSettings log;
 };
 
-// (key, value) as given on the command line: {"engine.world_size", "2"}.
+// (key, value) as given on the command line: {"engine.world_size", "2"}. A key's alias will do.
 using Overrides = std::vector<std::pair<std::string, std::string>>;
 
-// Reads `yaml_path` ("" = none), then `environment` (NAME=VALUE entries; those not starting with
-// R1D_ are ignored), then `flags`. kInvalidArgument names file, line, key, expected, found and, for
-// an unknown key, the nearest known one.
-[[nodiscard]] absl::StatusOr<Config> load(const std::string& yaml_path,
-                                          const std::vector<std::string>& environment,
-                                          const Overrides& flags);
+// What a configuration is made of. Read again as it is for a reload.
+struct Sources {
+  std::string file{};                      // YAML; "": none
+  std::vector<std::string> environment{};  // NAME=VALUE; what does not name a key is ignored
+  Overrides flags{};
+};
 
-// The same from YAML text; `origin` stands for the file's name in errors.
+constexpr const char* kDefaultOrigin = "default";
+
+struct Loaded {
+  Config config;
+  // Where each value came from, in the order of keys(): "default", "r1d.yaml:7",
+  // "environment R1D_LOG__LEVEL", "flag --log-level".
+  std::vector<std::string> origins;
+};
+
+// kInvalidArgument names file, line, key, expected, found and, for an unknown name, the nearest
+// known one; where two values do not go together, both keys and where each value came from.
+[[nodiscard]] absl::StatusOr<Loaded> load(const Sources& sources);
+
+// OK when the configuration says which model to serve. Apart from load(), because a file may well
+// leave that to a flag or a variable.
+[[nodiscard]] absl::Status require_model(const Config& config);
+
+// A file alone, from its text; `origin` stands for its name in errors.
 [[nodiscard]] absl::StatusOr<Config> parse_yaml(const std::string& text, const std::string& origin);
 
 // One line of the schema table, for --help and the flags of `r1d serve`.
 struct KeyInfo {
-  std::string key;   // "scheduler.max_batch_size"
-  std::string flag;  // "--max-batch-size"
-  std::string type;  // "integer", "duration", "bytes", "string", "boolean", "choice"
+  std::string key;         // "scheduler.max_num_batched_tokens"
+  std::string flag;        // "--max-num-batched-tokens"
+  std::string alias;       // "scheduler.max_tokens"; "": none
+  std::string alias_flag;  // "--max-tokens"
+  std::string type;  // "integer", "duration", "bytes", "string", "boolean", "choice", "address"
   std::string default_value;
-  std::string range;
+  std::string range;  // with its unit: "1 to 4096 tokens"
   std::string help;
+  bool live = false;  // a reload may change it
 };
 [[nodiscard]] std::vector<KeyInfo> keys();
 
+// The word that is spelled most like `text`, for "did you mean"; "" when none is near.
+[[nodiscard]] std::string nearest(const std::string& text, const std::vector<std::string>& words);
+
 // The whole configuration as YAML, every key with its value.
 [[nodiscard]] std::string print(const Config& config);
+// The same, with where each value came from as a comment behind it.
+[[nodiscard]] std::string print(const Loaded& loaded);
 
-// docs/configuration.md, generated from the table; a test holds the file against it.
+struct Change {
+  std::string key;
+  std::string before;
+  std::string after;
+  std::string origin;  // of `after`
+};
+
+// What a newly read configuration makes of the one in force: keys that can change while the daemon
+// runs take their new values, all others keep theirs until it is started again.
+struct Reload {
+  Config config;                // to be in force from now on
+  std::vector<Change> applied;  // in `config`
+  std::vector<Change> waiting;  // for a restart
+};
+[[nodiscard]] Reload reload(const Config& active, const Loaded& next);
+
+// docs/configuration.md and configs/r1d.yaml, generated from the table; tests hold the files
+// against them.
 [[nodiscard]] std::string reference_markdown();
+[[nodiscard]] std::string example_yaml();
 
 }  // namespace r1d::config
