@@ -13,7 +13,7 @@ constexpr int kWatcherQuit = SIGUSR1;
 sigset_t watched_signals() {
   sigset_t set;
   sigemptyset(&set);
-  for (const int signal : {SIGTERM, SIGINT, kWatcherQuit}) sigaddset(&set, signal);
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP, kWatcherQuit}) sigaddset(&set, signal);
   return set;
 }
 
@@ -31,10 +31,11 @@ Lifecycle::~Lifecycle() {
   watcher_.join();
 }
 
-absl::Status Lifecycle::wait() {
+std::optional<absl::Status> Lifecycle::wait() {
   base::MutexLock lock(mu_);
-  while (!outcome_) changed_.wait(mu_);
-  return *outcome_;
+  while (!outcome_ && !reload_asked_) changed_.wait(mu_);
+  reload_asked_ = false;
+  return outcome_;
 }
 
 void Lifecycle::engine_lost(const absl::Status& why) {
@@ -49,11 +50,23 @@ void Lifecycle::end_with(const absl::Status& why) {
   changed_.notify_all();
 }
 
+void Lifecycle::ask_for_reload() {
+  {
+    base::MutexLock lock(mu_);
+    reload_asked_ = true;
+  }
+  changed_.notify_all();
+}
+
 void Lifecycle::watch_signals() {
   const sigset_t set = watched_signals();
   while (true) {
     int signal = 0;
     if (sigwait(&set, &signal) != 0 || signal == kWatcherQuit) return;
+    if (signal == SIGHUP) {
+      ask_for_reload();
+      continue;
+    }
     if (stop_requested_.exchange(true)) _exit(128 + signal);
     end_with(absl::OkStatus());
   }

@@ -11,8 +11,9 @@
 
 namespace r1d::cli {
 
-// Why the daemon's main thread wakes up: the first SIGTERM or SIGINT, or the loss of the engine.
-// A second signal ends the process at once with status 128 + its number.
+// Why the daemon's main thread wakes up: the first SIGTERM or SIGINT, the loss of the engine, or
+// SIGHUP, which asks for a reload. A second SIGTERM or SIGINT ends the process at once with status
+// 128 + its number.
 // Lifecycle: constructed before any other thread starts, so that all inherit the blocked signals.
 // Threads: thread-safe.
 class Lifecycle {
@@ -22,8 +23,9 @@ class Lifecycle {
   Lifecycle(const Lifecycle&) = delete;
   Lifecycle& operator=(const Lifecycle&) = delete;
 
-  // Blocks until there is a reason to end: OK for a signal, else why the engine was lost.
-  [[nodiscard]] absl::Status wait();
+  // Blocks until there is a reason to end (OK for a signal, else why the engine was lost), or until
+  // a reload was asked for (none).
+  [[nodiscard]] std::optional<absl::Status> wait();
 
   [[nodiscard]] bool stop_requested() const { return stop_requested_.load(); }
 
@@ -32,11 +34,13 @@ class Lifecycle {
  private:
   void watch_signals();
   void end_with(const absl::Status& why);
+  void ask_for_reload();
 
   std::atomic<bool> stop_requested_{false};
   base::Mutex mu_;
   base::CondVar changed_;
   std::optional<absl::Status> outcome_ ABSL_GUARDED_BY(mu_);
+  bool reload_asked_ ABSL_GUARDED_BY(mu_) = false;
   std::thread watcher_;
 };
 

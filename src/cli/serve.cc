@@ -21,6 +21,7 @@
 #include "cli/commands.h"
 #include "cli/lifecycle.h"
 #include "cli/progress_bar.h"
+#include "cli/reload.h"
 #include "cli/setup.h"
 
 namespace r1d::cli {
@@ -39,6 +40,7 @@ class Daemon {
       : options_(options),
         config_(options.config),
         lifecycle_(lifecycle),
+        live_(options.config, options.sources),
         log_(base::make_logger("r1d")) {}
 
   // Both listeners first: a taken port shows before minutes of loading, and probes see the load.
@@ -99,14 +101,24 @@ class Daemon {
     tell_ready();
   }
 
+  // Keys that may change while the daemon runs; requests go on.
+  void reload() {
+    live_.reload(*log_, [this](const config::Config& config) {
+      base::set_log_level(config.log.level);
+      grpc_->set_limits(grpc_limits(config.server));
+      loop_->set_max_waiting_requests(config.scheduler.max_waiting_requests);
+    });
+  }
+
   // In this order: balancers hear it first, then clients are refused, then running work ends, then
   // streams close, then the loop stops (nothing can reach it any more). Probes answer to the last.
   void drain() {
+    const std::chrono::milliseconds limit = live_.active()->server.drain_timeout;
     startup_metrics_.ready(false);
     grpc_->set_serving(false);
     frontend_.begin_drain();
-    log_->info("draining: up to {} ms for running requests", config_.server.drain_timeout.count());
-    const int64_t cut = loop_->drain(config_.server.drain_timeout);
+    log_->info("draining: up to {} ms for running requests", limit.count());
+    const int64_t cut = loop_->drain(limit);
     if (cut > 0) log_->warn("drain limit passed: {} sequences were cancelled", cut);
     grpc_->shutdown(kStreamGrace);
     frontend_.detach();
@@ -131,10 +143,10 @@ class Daemon {
   // Loading never fails liveness: a restart would only begin it again.
   HttpReply liveness() const {
     const scheduler::StepLoop* loop = running_loop_.load();
-    if (loop == nullptr || loop->alive(config_.server.liveness_timeout)) return {.body = "ok\n"};
+    const std::chrono::milliseconds limit = live_.active()->server.liveness_timeout;
+    if (loop == nullptr || loop->alive(limit)) return {.body = "ok\n"};
     return {.status = 503,
-            .body = fmt::format("the step loop has not moved for {} ms\n",
-                                config_.server.liveness_timeout.count())};
+            .body = fmt::format("the step loop has not moved for {} ms\n", limit.count())};
   }
 
   HttpReply readiness() const {
@@ -192,8 +204,9 @@ class Daemon {
   }
 
   const ServeOptions& options_;
-  const config::Config& config_;
+  const config::Config& config_;  // as at the start
   Lifecycle& lifecycle_;
+  LiveConfig live_;
   const std::shared_ptr<spdlog::logger> log_;
   const SteadyClock clock_;
   telemetry::Registry registry_;
@@ -220,9 +233,10 @@ absl::Status serve(const ServeOptions& options) {
     return lifecycle.stop_requested() ? absl::OkStatus() : loaded;
   }
   daemon.start();
-  const absl::Status outcome = lifecycle.wait();
+  std::optional<absl::Status> outcome;
+  while (!(outcome = lifecycle.wait())) daemon.reload();
   daemon.drain();
-  return outcome;
+  return *outcome;
 }
 
 }  // namespace r1d::cli

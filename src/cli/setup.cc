@@ -160,6 +160,11 @@ transport::GrpcOptions grpc_options(const config::ServerSettings& settings) {
           .max_request_time = settings.max_request_time};
 }
 
+transport::GrpcLimits grpc_limits(const config::ServerSettings& settings) {
+  return {.stream_buffer_tokens = settings.stream_buffer_tokens,
+          .max_request_time = settings.max_request_time};
+}
+
 transport::ServedModel served_model(const ModelFiles& files,
                                     const config::Config& config,
                                     const engine::Engine& engine) {

@@ -40,6 +40,8 @@ struct ModelFiles {
 
 [[nodiscard]] transport::GrpcOptions grpc_options(const config::ServerSettings& settings);
 
+[[nodiscard]] transport::GrpcLimits grpc_limits(const config::ServerSettings& settings);
+
 [[nodiscard]] transport::ServedModel served_model(const ModelFiles& files,
                                                   const config::Config& config,
                                                   const engine::Engine& engine);

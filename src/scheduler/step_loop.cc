@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <limits>
 #include <thread>
 #include <unordered_map>
 #include <utility>
@@ -26,6 +27,12 @@ TimePoint wake_time(Duration wait) {
   return std::chrono::steady_clock::now() + std::clamp(wait, Duration::zero(), kLongest);
 }
 
+// submit() bounds the queue, as it must answer at once, and its bound may change.
+SchedulerOptions without_queue_bound(SchedulerOptions options) {
+  options.max_waiting_requests = std::numeric_limits<int32_t>::max();
+  return options;
+}
+
 }  // namespace
 
 class StepLoop::Impl {
@@ -35,16 +42,17 @@ class StepLoop::Impl {
        telemetry::EngineMetrics& metrics,
        const Clock& clock,
        std::function<void(const absl::Status&)> on_fatal)
-      : max_waiting_(static_cast<size_t>(options.max_waiting_requests)),
-        executor_(executor),
+      : executor_(executor),
         metrics_(metrics),
         clock_(clock),
         on_fatal_(std::move(on_fatal)),
-        scheduler_(options),
-        stats_(scheduler_.stats()) {}
+        scheduler_(without_queue_bound(options)),
+        stats_(scheduler_.stats()),
+        max_waiting_(options.max_waiting_requests) {}
 
   void start();
   absl::Status submit(Request request);
+  void set_max_waiting_requests(int32_t limit);
   void cancel(RequestId id, FinishReason reason, const absl::Status& status);
   void finish(RequestId id, int32_t index);
   int64_t drain(Duration limit);
@@ -79,7 +87,6 @@ class StepLoop::Impl {
   void end_all(FinishReason reason, const absl::Status& status);
   [[nodiscard]] bool settled() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
-  const size_t max_waiting_;
   engine::Executor& executor_;
   telemetry::EngineMetrics& metrics_;
   const Clock& clock_;
@@ -93,6 +100,7 @@ class StepLoop::Impl {
   base::CondVar settled_;  // for drain(): nothing is left to do
   Intake intake_ ABSL_GUARDED_BY(mu_);
   SchedulerStats stats_ ABSL_GUARDED_BY(mu_);
+  int32_t max_waiting_ ABSL_GUARDED_BY(mu_);
   bool busy_ ABSL_GUARDED_BY(mu_) = false;  // the scheduler holds, or is being given, requests
   int64_t num_cut_off_ ABSL_GUARDED_BY(mu_) = 0;  // requests cancelled at the drain limit
   absl::Status refusal_ ABSL_GUARDED_BY(mu_);     // not OK: why there is no new work
@@ -147,7 +155,7 @@ void StepLoop::Impl::take_in() {
   const TimePoint now = clock_.now();
   for (Request& request : taken.requests) {
     request.sink = std::make_shared<MeteredSink>(request, metrics_);
-    R1D_CHECK(scheduler_.add(std::move(request), now).ok());  // submit() kept the bound
+    R1D_CHECK(scheduler_.add(std::move(request), now).ok());  // it has no bound
   }
   for (const auto& [id, index] : taken.finished) scheduler_.finish(id, index, now);
   for (const auto& [id, cancellation] : taken.cancellations) {
@@ -239,8 +247,8 @@ void StepLoop::Impl::start() {
 absl::Status StepLoop::Impl::submit(Request request) {
   base::MutexLock lock(mu_);
   if (!refusal_.ok()) return refusal_;
-  const size_t num_waiting =
-      intake_.requests.size() + static_cast<size_t>(stats_.num_queued_requests);
+  const int64_t num_waiting =
+      static_cast<int64_t>(intake_.requests.size()) + stats_.num_queued_requests;
   if (num_waiting >= max_waiting_) {
     return resource_exhausted(
         "the waiting queue is full: {} requests wait, {} may", num_waiting, max_waiting_);
@@ -248,6 +256,11 @@ absl::Status StepLoop::Impl::submit(Request request) {
   intake_.requests.push_back(std::move(request));
   event_.notify_one();
   return absl::OkStatus();
+}
+
+void StepLoop::Impl::set_max_waiting_requests(int32_t limit) {
+  base::MutexLock lock(mu_);
+  max_waiting_ = limit;
 }
 
 void StepLoop::Impl::cancel(RequestId id, FinishReason reason, const absl::Status& status) {
@@ -323,6 +336,10 @@ void StepLoop::start() {
 
 absl::Status StepLoop::submit(Request request) {
   return impl_->submit(std::move(request));
+}
+
+void StepLoop::set_max_waiting_requests(int32_t limit) {
+  impl_->set_max_waiting_requests(limit);
 }
 
 void StepLoop::cancel(RequestId id, FinishReason reason, const absl::Status& status) {

@@ -151,6 +151,23 @@ class StepLoopTest : public ::testing::Test {
   std::unique_ptr<StepLoop> loop_;  // last: it uses the rest
 };
 
+TEST_F(StepLoopTest, ABoundThatSinksLeavesAloneWhatWaits) {
+  executor_.hold();
+  start();
+  const std::shared_ptr<WaitingSink> running = submit(1, 2);
+  executor_.wait_until_inside();
+  const std::shared_ptr<WaitingSink> first = submit(2, 1);
+  const std::shared_ptr<WaitingSink> second = submit(3, 1);
+  loop_->set_max_waiting_requests(1);
+  EXPECT_THAT(std::string(try_submit(4).message()), HasSubstr("2 requests wait, 1 may"));
+  loop_->set_max_waiting_requests(4);
+  EXPECT_TRUE(try_submit(4).ok());
+  executor_.release();
+  for (const auto& sink : {running, first, second}) {
+    EXPECT_EQ(sink->wait_for_finish().reason, FinishReason::kLength);
+  }
+}
+
 TEST_F(StepLoopTest, ServesRequestsFromManyThreads) {
   options_.max_waiting_requests = 100;
   start();

@@ -36,6 +36,9 @@ class StepLoop {
   // the sink sees exactly one on_finish per sequence.
   [[nodiscard]] absl::Status submit(Request request);
 
+  // Bounds the waiting queue from now on; what waits already stays.
+  void set_max_waiting_requests(int32_t limit);
+
   // Ends a request before the next step; unknown ids are ignored.
   void cancel(RequestId id, FinishReason reason, const absl::Status& status);
 

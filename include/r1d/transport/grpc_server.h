@@ -24,6 +24,12 @@ struct GrpcOptions {
   std::chrono::milliseconds max_tail_time{60000};
 };
 
+// What may change while the server runs; counts for calls that begin later.
+struct GrpcLimits {
+  int32_t stream_buffer_tokens = 0;
+  std::chrono::milliseconds max_request_time{};
+};
+
 // What GetModel and GetServerInfo answer, set once the model is loaded.
 struct ServedModel {
   std::string name;
@@ -61,6 +67,7 @@ class GrpcServer {
 
   [[nodiscard]] virtual int32_t port() const = 0;
   virtual void model_loaded(const ServedModel& model) = 0;
+  virtual void set_limits(const GrpcLimits& limits) = 0;  // thread-safe
   // grpc.health.v1: "" and r1d.v1.InferenceService; Watch subscribers are told.
   virtual void set_serving(bool serving) = 0;
   // Returns when every generating call has ended; those still open after `grace` are cut.

@@ -39,7 +39,7 @@ GenerateCall::GenerateCall(const CallTraits& traits,
 
 // The client's deadline, but no later than the server's own limit.
 TimePoint GenerateCall::deadline() const {
-  const auto limit = environment_.options.max_request_time;
+  const auto limit = environment_.limits.max_request_time.load();
   if (context_.deadline() == std::chrono::system_clock::time_point::max()) return arrival_ + limit;
   const auto left = context_.deadline() - std::chrono::system_clock::now();
   return arrival_ + std::min<Duration>(left, limit);

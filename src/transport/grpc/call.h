@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <atomic>
+#include <chrono>
 #include <memory>
 #include <optional>
 #include <string>
@@ -23,6 +25,16 @@
 
 namespace r1d::transport {
 
+// Limits that may change while the server runs; a call takes those of its beginning.
+struct LiveLimits {
+  explicit LiveLimits(const GrpcOptions& options)
+      : stream_buffer_tokens(options.stream_buffer_tokens),
+        max_request_time(options.max_request_time) {}
+
+  std::atomic<int32_t> stream_buffer_tokens;
+  std::atomic<std::chrono::milliseconds> max_request_time;
+};
+
 // What all calls of a server share; outlives them.
 struct CallEnvironment {
   GrpcOptions options;
@@ -32,6 +44,7 @@ struct CallEnvironment {
   std::string id_prefix;  // tells the request ids of two runs of the daemon apart
   Dispatcher dispatcher;
   OpenCalls open_calls;
+  LiveLimits limits{options};
 };
 
 // What tells one call from another of its kind.

@@ -116,7 +116,7 @@ class Service final : public v1::InferenceService::CallbackService {
   template <typename Request>
   CallTraits streamed(const char* method, const Request& request) const {
     CallTraits traits = whole(method, request);
-    traits.max_unread_tokens = environment_.options.stream_buffer_tokens;
+    traits.max_unread_tokens = environment_.limits.stream_buffer_tokens.load();
     return traits;
   }
 
@@ -193,10 +193,10 @@ class Service final : public v1::InferenceService::CallbackService {
   void describe_limits(v1::Limits& message) const {
     const GrpcOptions& options = environment_.options;
     message.set_max_request_bytes(options.max_request_bytes);
-    message.set_stream_buffer_tokens(options.stream_buffer_tokens);
+    message.set_stream_buffer_tokens(environment_.limits.stream_buffer_tokens.load());
     message.set_max_concurrent_streams(options.max_concurrent_streams);
     message.set_max_request_seconds(
-        std::chrono::duration<double>(options.max_request_time).count());
+        std::chrono::duration<double>(environment_.limits.max_request_time.load()).count());
     const auto limits = environment_.frontend.limits();
     if (limits == nullptr) return;
     message.set_max_model_len(limits->max_model_len);
@@ -255,8 +255,10 @@ void set_limits(const GrpcOptions& options, grpc::ServerBuilder& builder) {
 }
 
 // Pings find dead peers; a connection's age is bounded so that clients come back through their load
-// balancer. A request may outlive the age: the grace is as long as requests may be.
-void set_connection_life(const GrpcOptions& options, grpc::ServerBuilder& builder) {
+// balancer. A request may outlive the age, and is bounded by its own limit, which may change: the
+// grace is longer than any.
+void set_connection_life(grpc::ServerBuilder& builder) {
+  using std::chrono::hours;
   using std::chrono::minutes;
   using std::chrono::seconds;
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, to_ms(seconds(30)));
@@ -267,7 +269,7 @@ void set_connection_life(const GrpcOptions& options, grpc::ServerBuilder& builde
   builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, to_ms(minutes(15)));
   builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS, to_ms(minutes(30)));
   builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_GRACE_MS,
-                             to_ms(options.max_request_time + minutes(1)));
+                             to_ms(hours(7 * 24) + minutes(1)));
 }
 
 std::string random_prefix() {
@@ -290,7 +292,7 @@ class GrpcServerImpl final : public GrpcServer {
     const GrpcOptions& options = environment_.options;
     grpc::ServerBuilder builder;
     set_limits(options, builder);
-    set_connection_life(options, builder);
+    set_connection_life(builder);
     // Off, or a second daemon on the same port would share it and take half of the calls.
     builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
     builder.AddListeningPort(options.address, grpc::InsecureServerCredentials(), &port_);
@@ -313,6 +315,11 @@ class GrpcServerImpl final : public GrpcServer {
   void model_loaded(const ServedModel& model) override {
     service_.set_model(model);
     set_serving(true);
+  }
+
+  void set_limits(const GrpcLimits& limits) override {
+    environment_.limits.stream_buffer_tokens = limits.stream_buffer_tokens;
+    environment_.limits.max_request_time = limits.max_request_time;
   }
 
   void set_serving(bool serving) override {
