@@ -36,7 +36,6 @@ class JsonMessage final : public spdlog::custom_flag_formatter {
 void init_logging(const std::string& level, LogFormat format) {
   auto sink = std::make_shared<spdlog::sinks::stderr_color_sink_mt>();
   auto root = std::make_shared<spdlog::logger>("r1d", std::move(sink));
-  root->set_level(spdlog::level::from_str(level == "warn" ? "warning" : level));
   root->flush_on(spdlog::level::info);
   auto formatter = std::make_unique<spdlog::pattern_formatter>(spdlog::pattern_time_type::utc);
   formatter->add_flag<JsonMessage>('*');
@@ -45,11 +44,25 @@ void init_logging(const std::string& level, LogFormat format) {
           ? R"({"timestamp":"%Y-%m-%dT%H:%M:%S.%eZ","level":"%l","stage":"%n","message":"%*"})"
           : "%Y-%m-%d %H:%M:%S.%e %^%-5l%$ %n: %v");
   root->set_formatter(std::move(formatter));
+  spdlog::drop_all();
   spdlog::set_default_logger(std::move(root));
+  set_log_level(level);
+}
+
+void set_log_level(const std::string& level) {
+  spdlog::set_level(spdlog::level::from_str(level));
 }
 
 std::shared_ptr<spdlog::logger> make_logger(const std::string& stage) {
-  return spdlog::default_logger()->clone(stage);
+  if (auto known = spdlog::get(stage)) return known;
+  auto logger = spdlog::default_logger()->clone(stage);
+  try {
+    spdlog::register_logger(logger);
+  } catch (const spdlog::spdlog_ex&) {
+    // Another thread was first; this one writes to the same place.
+    if (auto known = spdlog::get(stage)) return known;
+  }
+  return logger;
 }
 
 }  // namespace r1d::base

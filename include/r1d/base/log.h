@@ -17,7 +17,10 @@ enum class LogFormat : uint8_t { kText, kJson };
 // check.
 void init_logging(const std::string& level, LogFormat format);
 
-// The logger of one stage ("scheduler", "engine", ...). Thread-safe; lives as long as a holder.
+// The same level for every logger there is, and those to come. Thread-safe.
+void set_log_level(const std::string& level);
+
+// The logger of one stage ("scheduler", "engine", ...); the same for each call. Thread-safe.
 std::shared_ptr<spdlog::logger> make_logger(const std::string& stage);
 
 }  // namespace r1d::base
