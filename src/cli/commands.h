@@ -17,8 +17,8 @@ namespace r1d::cli {
 struct ServeOptions {
   config::Config config;
   config::Sources sources;  // of `config`, read again on SIGHUP
-  std::string port_file;  // "": none; else gets {"grpc": port, "management": port}
-  int ready_fd = -1;      // -1: none; else gets the same as a line when the model is served
+  std::string port_file;    // "": none; else gets {"grpc": port, "management": port}
+  int ready_fd = -1;        // -1: none; else gets the same as a line when the model is served
 };
 // The daemon: returns when it has drained. kUnavailable when the engine was lost.
 [[nodiscard]] absl::Status serve(const ServeOptions& options);

@@ -19,8 +19,8 @@ class LiveConfig {
 
   [[nodiscard]] std::shared_ptr<const config::Config> active() const;
 
-  // Reads the sources again. With an error nothing changes; else `apply` gets the configuration that
-  // is in force from now on. Logs what became of it.
+  // Reads the sources again. With an error nothing changes; else `apply` gets the configuration
+  // that is in force from now on. Logs what became of it.
   void reload(spdlog::logger& log, const std::function<void(const config::Config&)>& apply);
 
  private:
