@@ -105,7 +105,7 @@ class Daemon {
   void reload() {
     live_.reload(*log_, [this](const config::Config& config) {
       base::set_log_level(config.log.level);
-      grpc_->set_limits(grpc_limits(config.server));
+      grpc_->change_limits(grpc_limits(config.server));
       loop_->set_max_waiting_requests(config.scheduler.max_waiting_requests);
     });
   }

@@ -67,7 +67,7 @@ class GrpcServer {
 
   [[nodiscard]] virtual int32_t port() const = 0;
   virtual void model_loaded(const ServedModel& model) = 0;
-  virtual void set_limits(const GrpcLimits& limits) = 0;  // thread-safe
+  virtual void change_limits(const GrpcLimits& limits) = 0;  // thread-safe
   // grpc.health.v1: "" and r1d.v1.InferenceService; Watch subscribers are told.
   virtual void set_serving(bool serving) = 0;
   // Returns when every generating call has ended; those still open after `grace` are cut.

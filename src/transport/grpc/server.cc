@@ -317,7 +317,7 @@ class GrpcServerImpl final : public GrpcServer {
     set_serving(true);
   }
 
-  void set_limits(const GrpcLimits& limits) override {
+  void change_limits(const GrpcLimits& limits) override {
     environment_.limits.stream_buffer_tokens = limits.stream_buffer_tokens;
     environment_.limits.max_request_time = limits.max_request_time;
   }
