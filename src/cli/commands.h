@@ -22,6 +22,11 @@ struct ServeOptions {
 // The daemon: returns when it has drained. kUnavailable when the engine was lost.
 [[nodiscard]] absl::Status serve(const ServeOptions& options);
 
+// The fault points, to standard output.
+[[nodiscard]] absl::Status list_faults();
+// What `specs` and the variable R1D_FAULT name. Before the first stage is built.
+[[nodiscard]] absl::Status arm_faults(const std::vector<std::string>& specs);
+
 struct GoldenOptions {
   std::string dir;
   int32_t world_size = 1;
