@@ -115,7 +115,8 @@ class Daemon {
   }
 
   // In this order: balancers hear it first, then clients are refused, then running work ends, then
-  // streams close, then the loop stops (nothing can reach it any more). Probes answer to the last.
+  // nobody watches the steps, then streams close, then the loop stops (nothing can reach it any
+  // more). Probes answer to the last.
   // False when a step does not end: then nothing of the engine may be destroyed either.
   [[nodiscard]] bool drain() {
     notifier_.stopping("draining");
@@ -125,13 +126,14 @@ class Daemon {
     log_->info("draining: up to {} ms for running requests", config_.server.drain_timeout.count());
     const std::optional<int64_t> cut = loop_->drain(config_.server.drain_timeout);
     if (cut.value_or(0) > 0) log_->warn("drain limit passed: {} sequences were cancelled", *cut);
-    grpc_->shutdown(kStreamGrace);
+    watch_.reset();
     if (!cut.has_value()) {
       log_->error("the step in flight does not end; leaving without it");
-      return false;
+      grpc_->end_calls(unavailable("the server is shutting down"));
     }
+    grpc_->shutdown(kStreamGrace);
+    if (!cut.has_value()) return false;
     frontend_.detach();
-    watch_.reset();
     loop_->stop();
     log_->info("stopped");
     return true;

@@ -301,7 +301,7 @@ bool StepLoop::Impl::alive(Duration patience) {
   base::MutexLock lock(mu_);
   stuck_ = !moves;
   if (stuck_) settled_.notify_all();
-  return moves && !failed_;
+  return moves;
 }
 
 SchedulerStats StepLoop::Impl::stats() {

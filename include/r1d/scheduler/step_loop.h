@@ -54,8 +54,8 @@ class StepLoop {
   void stop();
 
   // One look of a watcher, to be repeated at least four times in `patience`: true while the loop
-  // moves or is idle by right (no step in flight, or progress within `patience` as the looks saw
-  // it). False once the engine has failed.
+  // moves or is at rest by right (no step in flight, also once the engine has failed), or there was
+  // progress within `patience` as the looks saw it.
   [[nodiscard]] bool alive(Duration patience) const;
 
   [[nodiscard]] SchedulerStats stats() const;  // as of the last plan
