@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "r1d/base/check.h"
+#include "r1d/base/fault.h"
 #include "r1d/base/log.h"
 #include "r1d/base/mutex.h"
 #include "r1d/base/random.h"
@@ -19,6 +20,7 @@ namespace {
 // A full queue drains by a request or so a second; a restarted replica takes longer to load.
 constexpr auto kRetryWhenFull = std::chrono::seconds(1);
 constexpr auto kRetryWhenDraining = std::chrono::seconds(1);
+constexpr auto kRetryWhenStalled = std::chrono::seconds(5);
 constexpr auto kRetryWhenLoading = std::chrono::seconds(5);
 
 uint64_t seed_from_device() {
@@ -46,6 +48,11 @@ class Frontend::Impl {
     if (state_ == State::kLoading) state_ = State::kServing;
   }
 
+  void set_stalled(bool stalled) {
+    const base::MutexLock lock(mu_);
+    stalled_ = stalled;
+  }
+
   void begin_drain() {
     const base::MutexLock lock(mu_);
     if (state_ != State::kFailed) state_ = State::kDraining;
@@ -67,7 +74,7 @@ class Frontend::Impl {
 
   State state() const {
     const base::MutexLock lock(mu_);
-    return state_;
+    return current_state();
   }
 
   std::shared_ptr<const Limits> limits() const {
@@ -92,6 +99,7 @@ class Frontend::Impl {
     const RequestId id = next_id_.fetch_add(1, std::memory_order_relaxed);
     const auto current = limits();
     const auto text_model = text();
+    R1D_RETURN_IF_ERROR(base::fault_status(base::FaultPoint::kPrepare));
     R1D_ASSIGN_OR_RETURN(PreparedText prepared, prepare_text(request, *current, text_model.get()));
     R1D_ASSIGN_OR_RETURN(scheduler::Request checked,
                          validate(request, *current, base::random_bits(seed_, id), prepared));
@@ -121,6 +129,7 @@ class Frontend::Impl {
     R1D_RETURN_IF_ERROR(check_loaded());
     const auto text_model = text();
     if (text_model == nullptr) return failed_precondition("this model has no tokenizer.json");
+    R1D_RETURN_IF_ERROR(base::fault_status(base::FaultPoint::kPrepare));
     if (request.prompt_text) return encode_text(*request.prompt_text, plain, *text_model);
     R1D_ASSIGN_OR_RETURN(PreparedText prepared, prepare_text(request, *limits(), text_model.get()));
     if (!prepared.prompt) return field_error("input", "is missing; give text or chat");
@@ -178,6 +187,10 @@ class Frontend::Impl {
     scheduler::StepLoop* loop_ = nullptr;
   };
 
+  [[nodiscard]] State current_state() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    return state_ == State::kServing && stalled_ ? State::kStalled : state_;
+  }
+
   absl::Status check_loaded() const {
     if (limits() != nullptr) return absl::OkStatus();
     return with_retry_after(unavailable("the model is still loading"), kRetryWhenLoading);
@@ -185,9 +198,12 @@ class Frontend::Impl {
 
   absl::Status check_serving() const {
     const base::MutexLock lock(mu_);
-    switch (state_) {
+    switch (current_state()) {
       case State::kServing:
         return absl::OkStatus();
+      case State::kStalled:
+        return with_retry_after(unavailable("the engine stands still; try another server"),
+                                kRetryWhenStalled);
       case State::kLoading:
         return with_retry_after(unavailable("the model is still loading"), kRetryWhenLoading);
       case State::kDraining:
@@ -200,6 +216,7 @@ class Frontend::Impl {
   }
 
   absl::Status hand_to_loop(scheduler::Request request) {
+    R1D_RETURN_IF_ERROR(base::fault_status(base::FaultPoint::kSubmit));
     const LoopUse use(*this);
     absl::Status status = use.loop() != nullptr
                               ? use.loop()->submit(std::move(request))
@@ -217,6 +234,7 @@ class Frontend::Impl {
   mutable base::Mutex mu_;
   base::CondVar unused_;
   State state_ ABSL_GUARDED_BY(mu_) = State::kLoading;
+  bool stalled_ ABSL_GUARDED_BY(mu_) = false;
   std::string why_ ABSL_GUARDED_BY(mu_);
   std::shared_ptr<const Limits> limits_ ABSL_GUARDED_BY(mu_);   // set once, by attach()
   std::shared_ptr<const TextModel> text_ ABSL_GUARDED_BY(mu_);  // set once, by attach()
@@ -231,6 +249,9 @@ void Frontend::attach(const Limits& limits,
                       std::shared_ptr<const TextModel> text,
                       scheduler::StepLoop& loop) {
   impl_->attach(limits, std::move(text), loop);
+}
+void Frontend::set_stalled(bool stalled) {
+  impl_->set_stalled(stalled);
 }
 void Frontend::begin_drain() {
   impl_->begin_drain();

@@ -29,22 +29,30 @@ class ThreadPool::Impl {
 
   [[nodiscard]] int32_t num_threads() const { return num_threads_; }
 
+  [[nodiscard]] uint64_t progress() const {
+    return static_cast<uint64_t>(next_.load(std::memory_order_relaxed));
+  }
+
   void parallel_for(int64_t num_tasks, const Body& body) {
     if (num_tasks <= 0) return;
     if (num_threads_ == 1 || num_tasks == 1) {
-      for (int64_t task = 0; task < num_tasks; ++task) body(task, 0);
+      for (int64_t task = 0; task < num_tasks; ++task) {
+        body(task, 0);
+        next_.fetch_add(1, std::memory_order_relaxed);
+      }
       return;
     }
+    const int64_t first = next_.load(std::memory_order_relaxed);
     {
       MutexLock lock(mu_);
       body_ = &body;
+      first_ = first;
       num_tasks_ = num_tasks;
-      next_.store(0, std::memory_order_relaxed);
       busy_ = num_threads_ - 1;
       ++generation_;
     }
     wake_.notify_all();
-    run_tasks(body, num_tasks, 0);
+    run_tasks(body, first, num_tasks, 0);
     MutexLock lock(mu_);
     while (busy_ != 0) done_.wait(mu_);
   }
@@ -54,6 +62,7 @@ class ThreadPool::Impl {
     uint64_t seen = 0;
     while (true) {
       const Body* body = nullptr;
+      int64_t first = 0;
       int64_t num_tasks = 0;
       {
         MutexLock lock(mu_);
@@ -61,28 +70,30 @@ class ThreadPool::Impl {
         if (stop_) return;
         seen = generation_;
         body = body_;
+        first = first_;
         num_tasks = num_tasks_;
       }
-      run_tasks(*body, num_tasks, thread);
+      run_tasks(*body, first, num_tasks, thread);
       MutexLock lock(mu_);
       if (--busy_ == 0) done_.notify_one();
     }
   }
 
-  void run_tasks(const Body& body, int64_t num_tasks, int32_t thread) {
+  void run_tasks(const Body& body, int64_t first, int64_t num_tasks, int32_t thread) {
     while (true) {
-      const int64_t task = next_.fetch_add(1, std::memory_order_relaxed);
+      const int64_t task = next_.fetch_add(1, std::memory_order_relaxed) - first;
       if (task >= num_tasks) return;
       body(task, thread);
     }
   }
 
   const int32_t num_threads_;
-  std::atomic<int64_t> next_{0};
+  std::atomic<int64_t> next_{0};  // never falls: a loop counts its tasks from where it found it
   Mutex mu_;
   CondVar wake_;  // a new loop, or stop
   CondVar done_;  // the last worker left the loop
   const Body* body_ ABSL_GUARDED_BY(mu_) = nullptr;
+  int64_t first_ ABSL_GUARDED_BY(mu_) = 0;  // next_ when the loop began
   int64_t num_tasks_ ABSL_GUARDED_BY(mu_) = 0;
   int32_t busy_ ABSL_GUARDED_BY(mu_) = 0;  // workers still inside the current loop
   uint64_t generation_ ABSL_GUARDED_BY(mu_) = 0;
@@ -95,6 +106,10 @@ ThreadPool::~ThreadPool() = default;
 
 int32_t ThreadPool::num_threads() const {
   return impl_->num_threads();
+}
+
+uint64_t ThreadPool::progress() const {
+  return impl_->progress();
 }
 
 void ThreadPool::parallel_for(int64_t num_tasks, const Body& body) {

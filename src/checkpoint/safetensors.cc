@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "r1d/base/check.h"
+#include "r1d/base/fault.h"
 #include "r1d/base/status.h"
 
 #include "checkpoint/errors.h"
@@ -54,6 +55,14 @@ absl::Status SafetensorsFile::read_header() {
 
 absl::Status SafetensorsFile::read_at(int64_t offset, std::span<std::byte> dest) const {
   R1D_CHECK(offset >= 0);
+  switch (base::hit_fault(base::FaultPoint::kWeightRead)) {
+    case base::FaultAction::kError:
+      return data_loss("read at byte {} failed: fault point checkpoint.read", data_begin_ + offset);
+    case base::FaultAction::kShort:
+      return file_.read_at(file_.size() - static_cast<int64_t>(dest.size()) + 1, dest);
+    default:
+      break;
+  }
   return file_.read_at(data_begin_ + offset, dest);
 }
 

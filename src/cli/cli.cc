@@ -11,6 +11,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "r1d/base/exceptions.h"
 #include "r1d/base/log.h"
 #include "r1d/base/status.h"
 #include "r1d/base/version.h"
@@ -30,6 +31,7 @@ struct ServeFlags {
   std::string config_file;
   std::string port_file;
   int ready_fd = -1;
+  std::vector<std::string> faults;
   bool check_config = false;
   bool print_config = false;
   Settings settings;
@@ -45,6 +47,7 @@ absl::Status run_serve(const ServeFlags& flags) {
   if (flags.print_config || flags.check_config) return absl::OkStatus();
   base::init_logging(config.log.level,
                      config.log.format == "json" ? base::LogFormat::kJson : base::LogFormat::kText);
+  R1D_RETURN_IF_ERROR(arm_faults(flags.faults));
   return serve({.config = config,
                 .sources = sources,
                 .port_file = flags.port_file,
@@ -64,6 +67,8 @@ void add_serve(CLI::App& app, Action& action) {
   command->add_option("--ready-fd",
                       flags->ready_fd,
                       "Write the same to this file descriptor once requests are served");
+  command->add_option("--fault", flags->faults, "Arm a fault point, for tests; see `r1d faults`")
+      ->allow_extra_args(false);
   command->add_flag("--check-config", flags->check_config, "Check the configuration and exit");
   command->add_flag(
       "--print-config", flags->print_config, "Print the whole configuration and exit");
@@ -302,6 +307,12 @@ void add_render(CLI::App& app, Action& action) {
   command->callback([options, &action] { action = [options] { return render(*options); }; });
 }
 
+void add_faults(CLI::App& app, Action& action) {
+  CLI::App* command =
+      app.add_subcommand("faults", "List the fault points and what each does, for tests");
+  command->callback([&action] { action = [] { return list_faults(); }; });
+}
+
 void add_version(CLI::App& app, Action& action) {
   CLI::App* command =
       app.add_subcommand("version", "Print the version and what this machine offers");
@@ -349,6 +360,7 @@ int run(int argc, char** argv) {
   add_make_checkpoint(app, action);
   add_golden(app, action);
   add_bench(app, action);
+  add_faults(app, action);
   add_version(app, action);
   try {
     app.parse(argc, argv);
@@ -363,7 +375,7 @@ int run(int argc, char** argv) {
     std::fputs(app.help().c_str(), stderr);
     return 2;
   }
-  const absl::Status status = action();
+  const absl::Status status = base::without_exceptions(action);
   if (status.ok()) return 0;
   std::fprintf(stderr, "r1d: %s\n", message_of(status).c_str());
   return 1;

@@ -27,6 +27,10 @@ struct ServeOptions {
 [[nodiscard]] absl::Status check_config(const config::Sources& sources);
 // Every value and where it came from, to standard output.
 [[nodiscard]] absl::Status show_config(const config::Sources& sources);
+// The fault points, to standard output.
+[[nodiscard]] absl::Status list_faults();
+// What `specs` and the variable R1D_FAULT name. Before the first stage is built.
+[[nodiscard]] absl::Status arm_faults(const std::vector<std::string>& specs);
 
 struct GoldenOptions {
   std::string dir;

@@ -1,16 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // `r1d serve`: builds the stages bottom-up, runs them until a signal or a lost engine, drains.
-#include <atomic>
-#include <cstdio>
-#include <fstream>
+#include <cstdlib>
 #include <memory>
 #include <unistd.h>
 #include <utility>
 
-#include <nlohmann/json.hpp>
 #include <spdlog/spdlog.h>
 
 #include "r1d/base/clock.h"
+#include "r1d/base/fault.h"
 #include "r1d/base/log.h"
 #include "r1d/base/status.h"
 #include "r1d/base/version.h"
@@ -20,18 +18,26 @@
 
 #include "cli/commands.h"
 #include "cli/lifecycle.h"
+#include "cli/port_file.h"
+#include "cli/probes.h"
 #include "cli/progress_bar.h"
 #include "cli/reload.h"
+#include "cli/service_notifier.h"
 #include "cli/setup.h"
+#include "cli/stall_watch.h"
 
 namespace r1d::cli {
 namespace {
 
 using admission::Frontend;
-using transport::HttpReply;
 
 // How long cut streams may take to hear that they were cut, once nothing runs any more.
 constexpr std::chrono::milliseconds kStreamGrace{5000};
+
+// How long a supervisor is asked to wait for the next sign of progress while loading: no tensor
+// takes so long, and neither does the warm-up.
+constexpr std::chrono::seconds kLoadPatience{120};
+constexpr std::chrono::seconds kLoadReportEvery{1};
 
 // All stages of one daemon, in the order they are built; members are destroyed in reverse.
 class Daemon {
@@ -46,18 +52,23 @@ class Daemon {
   // Both listeners first: a taken port shows before minutes of loading, and probes see the load.
   absl::Status bind() {
     log_->info("r1d {} starting, pid {}", base::version(), getpid());
+    const std::string faults = base::armed_fault_specs();
+    if (!faults.empty()) log_->warn("armed faults: {}; not for production", faults);
     R1D_ASSIGN_OR_RETURN(management_,
                          transport::ManagementServer::start(
-                             {.address = config_.server.management_address}, routes()));
+                             {.address = config_.server.management_address}, probes_.routes()));
     R1D_ASSIGN_OR_RETURN(grpc_,
                          transport::GrpcServer::start(
                              grpc_options(config_.server), frontend_, transport_metrics_, clock_));
     log_->info("listening: grpc port {}, management port {}", grpc_->port(), management_->port());
-    return write_port_file();
+    if (options_.port_file.empty()) return absl::OkStatus();
+    return write_port_file(options_.port_file, ports());
   }
 
   absl::Status load() {
     const TimePoint start = clock_.now();
+    notifier_.extend_timeout(kLoadPatience);
+    R1D_RETURN_IF_ERROR(base::fault_status(base::FaultPoint::kLoadStart));
     R1D_ASSIGN_OR_RETURN(files_, open_model(config_));
     ProgressBar bar("loading " + files_.name);
     R1D_ASSIGN_OR_RETURN(engine_,
@@ -65,12 +76,8 @@ class Daemon {
                                                 engine_options(config_),
                                                 files_.last_token_id,
                                                 [&](double fraction) -> absl::Status {
-                                                  load_fraction_.store(fraction);
-                                                  startup_metrics_.load_progress(fraction);
                                                   bar.update(fraction);
-                                                  if (!lifecycle_.stop_requested())
-                                                    return absl::OkStatus();
-                                                  return cancelled("stopped while loading");
+                                                  return loaded(fraction);
                                                 }));
     startup_metrics_.load_seconds(seconds_between(start, clock_.now()));
     return absl::OkStatus();
@@ -87,10 +94,15 @@ class Daemon {
           lifecycle_.engine_lost(why);
         });
     loop_->start();
-    running_loop_.store(loop_.get());
     frontend_.attach(admission_limits(files_, engine_->cache()), files_.text, *loop_);
     grpc_->model_loaded(served_model(files_, config_, *engine_));
     startup_metrics_.ready(true);
+    watch_ = std::make_unique<StallWatch>(
+        config_.server.liveness_timeout,
+        notifier_.watchdog(),
+        StallWatch::Callbacks{.look = [this](Duration patience) { return loop_->alive(patience); },
+                              .changed = [this](bool moves) { moves ? recovered() : stalled(); },
+                              .beat = [this] { notifier_.beat(); }});
     log_->info("ready: {} on {}, {} ranks, {} KV blocks of {} tokens, max_model_len {}",
                files_.name,
                engine_->device(),
@@ -98,109 +110,101 @@ class Daemon {
                engine_->cache().num_blocks,
                config_.scheduler.block_size,
                engine_->cache().max_model_len);
-    tell_ready();
+    notifier_.ready("serving " + files_.name);
+    if (options_.ready_fd < 0) return;
+    const absl::Status told = tell_ports(options_.ready_fd, ports());
+    if (!told.ok()) log_->warn("{}", message_of(told));
   }
 
   // Keys that may change while the daemon runs; requests go on.
   void reload() {
+    notifier_.reloading();
     live_.reload(*log_, [this](const config::Config& config) {
       base::set_log_level(config.log.level);
       grpc_->change_limits(grpc_limits(config.server));
       loop_->set_max_waiting_requests(config.scheduler.max_waiting_requests);
+      watch_->set_timeout(config.server.liveness_timeout);
     });
+    notifier_.ready(watch_->moves() ? "serving " + files_.name : "stalled: no step moves");
   }
 
   // In this order: balancers hear it first, then clients are refused, then running work ends, then
-  // streams close, then the loop stops (nothing can reach it any more). Probes answer to the last.
-  void drain() {
+  // nobody watches the steps, then streams close, then the loop stops (nothing can reach it any
+  // more). Probes answer to the last.
+  // False when a step does not end: then nothing of the engine may be destroyed either.
+  [[nodiscard]] bool drain() {
     const std::chrono::milliseconds limit = live_.active()->server.drain_timeout;
-    startup_metrics_.ready(false);
-    grpc_->set_serving(false);
+    notifier_.stopping("draining");
+    notifier_.extend_timeout(limit + 2 * kStreamGrace);
+    show_health({.draining = true});
     frontend_.begin_drain();
     log_->info("draining: up to {} ms for running requests", limit.count());
-    const int64_t cut = loop_->drain(limit);
-    if (cut > 0) log_->warn("drain limit passed: {} sequences were cancelled", cut);
+    const std::optional<int64_t> cut = loop_->drain(limit);
+    if (cut.value_or(0) > 0) log_->warn("drain limit passed: {} sequences were cancelled", *cut);
+    watch_.reset();
+    if (!cut.has_value()) {
+      log_->error("the step in flight does not end; leaving without it");
+      grpc_->end_calls(unavailable("the server is shutting down"));
+    }
     grpc_->shutdown(kStreamGrace);
+    if (!cut.has_value()) return false;
     frontend_.detach();
-    running_loop_.store(nullptr);
     loop_->stop();
     log_->info("stopped");
+    return true;
   }
 
  private:
-  transport::ManagementRoutes routes() {
-    return {{"/metrics", [this] { return metrics(); }},
-            {"/livez", [this] { return liveness(); }},
-            {"/readyz", [this] { return readiness(); }},
-            {"/startupz", [this] { return startup(); }},
-            {"/version", [] { return version(); }}};
-  }
+  // Why health may say no; a change of either counts.
+  struct Reasons {
+    std::optional<bool> draining = std::nullopt;
+    std::optional<bool> stalled = std::nullopt;
+  };
 
-  HttpReply metrics() const {
-    return {.content_type = "text/plain; version=0.0.4; charset=utf-8", .body = registry_.render()};
-  }
-
-  // Loading never fails liveness: a restart would only begin it again.
-  HttpReply liveness() const {
-    const scheduler::StepLoop* loop = running_loop_.load();
-    const std::chrono::milliseconds limit = live_.active()->server.liveness_timeout;
-    if (loop == nullptr || loop->alive(limit)) return {.body = "ok\n"};
-    return {.status = 503,
-            .body = fmt::format("the step loop has not moved for {} ms\n", limit.count())};
-  }
-
-  HttpReply readiness() const {
-    switch (frontend_.state()) {
-      case Frontend::State::kServing:
-        return {.body = "ok\n"};
-      case Frontend::State::kLoading:
-        return {.status = 503, .body = "loading\n"};
-      case Frontend::State::kDraining:
-        return {.status = 503, .body = "draining\n"};
-      case Frontend::State::kFailed:
-        break;
+  // How much of the weights is there. One call at a time, from the ranks' threads; an error stops
+  // the load. A supervisor hears of progress alone: a load that stands still runs into its limit.
+  absl::Status loaded(double fraction) {
+    probes_.set_load_fraction(fraction);
+    startup_metrics_.load_progress(fraction);
+    const TimePoint now = clock_.now();
+    if (fraction >= 1 || now - load_reported_ >= kLoadReportEvery) {
+      load_reported_ = now;
+      notifier_.status(fmt::format("loading {}: {:.0f} %", files_.name, fraction * 100));
+      notifier_.extend_timeout(kLoadPatience);
     }
-    return {.status = 503, .body = "the engine was lost\n"};
+    if (!lifecycle_.stop_requested()) return absl::OkStatus();
+    return cancelled("stopped while loading");
   }
 
-  HttpReply startup() const {
-    if (frontend_.state() != Frontend::State::kLoading) return {.body = "ok\n"};
-    return {.status = 503, .body = fmt::format("loading {:.1f} %\n", load_fraction_.load() * 100)};
+  // No step moves: whoever waits here is told to go elsewhere. The step may come back, a hung
+  // device will not; whether to wait or to restart is the supervisor's to say (the watchdog hears
+  // nothing).
+  void stalled() {
+    const auto limit = live_.active()->server.liveness_timeout.count();
+    log_->error("no step has moved for {} ms: NOT_SERVING, running requests end", limit);
+    notifier_.status("stalled: no step moves");
+    show_health({.stalled = true});
+    frontend_.set_stalled(true);
+    grpc_->end_calls(unavailable("the engine has not moved for {} ms", limit));
   }
 
-  static HttpReply version() {
-    const nlohmann::json body{{"name", "r1d"}, {"version", base::version()}};
-    return {.content_type = "application/json", .body = body.dump() + "\n"};
+  void recovered() {
+    log_->warn("steps move again: serving");
+    notifier_.status("serving " + files_.name);
+    frontend_.set_stalled(false);
+    show_health({.stalled = false});
   }
 
-  // Whole or not at all: whoever waits for the file never reads half of it.
-  absl::Status write_port_file() const {
-    if (options_.port_file.empty()) return absl::OkStatus();
-    const std::string temporary = options_.port_file + ".tmp";
-    {
-      std::ofstream file(temporary);
-      file << ports();
-      if (!file.flush())
-        return invalid_argument("--port-file {}: cannot be written", options_.port_file);
-    }
-    if (std::rename(temporary.c_str(), options_.port_file.c_str()) != 0) {
-      return invalid_argument("--port-file {}: cannot be written", options_.port_file);
-    }
-    return absl::OkStatus();
+  void show_health(const Reasons& change) {
+    const base::MutexLock lock(health_mu_);
+    draining_ = change.draining.value_or(draining_);
+    stalled_ = change.stalled.value_or(stalled_);
+    startup_metrics_.ready(!draining_ && !stalled_);
+    grpc_->set_serving(!draining_ && !stalled_);
   }
 
-  [[nodiscard]] std::string ports() const {
-    return nlohmann::json{{"grpc", grpc_->port()}, {"management", management_->port()}}.dump() +
-           "\n";
-  }
-
-  // Whoever started this process with a pipe hears that it serves.
-  void tell_ready() const {
-    if (options_.ready_fd < 0) return;
-    const std::string line = ports();
-    if (::write(options_.ready_fd, line.data(), line.size()) < 0)
-      log_->warn("--ready-fd: cannot be written");
-    ::close(options_.ready_fd);
+  [[nodiscard]] Ports ports() const {
+    return {.grpc = grpc_->port(), .management = management_->port()};
   }
 
   const ServeOptions& options_;
@@ -213,15 +217,26 @@ class Daemon {
   telemetry::EngineMetrics engine_metrics_{registry_};
   telemetry::TransportMetrics transport_metrics_{registry_};
   telemetry::StartupMetrics startup_metrics_{registry_, base::version()};
-  std::atomic<double> load_fraction_{0};
-  std::atomic<scheduler::StepLoop*> running_loop_{nullptr};
+  ServiceNotifier notifier_;
+  TimePoint load_reported_;
+  base::Mutex health_mu_;
+  bool draining_ ABSL_GUARDED_BY(health_mu_) = false;
+  bool stalled_ ABSL_GUARDED_BY(health_mu_) = false;
   ModelFiles files_;
   std::unique_ptr<engine::Engine> engine_;
   std::unique_ptr<scheduler::StepLoop> loop_;
   Frontend frontend_{clock_};
+  Probes probes_{registry_, frontend_};
   std::unique_ptr<transport::GrpcServer> grpc_;
   std::unique_ptr<transport::ManagementServer> management_;
+  std::unique_ptr<StallWatch> watch_;
 };
+
+// The engine's threads cannot be joined, so nothing is torn down; every client has its answer.
+[[noreturn]] void leave_at_once() {
+  spdlog::default_logger()->flush();
+  std::_Exit(EXIT_FAILURE);
+}
 
 }  // namespace
 
@@ -235,7 +250,7 @@ absl::Status serve(const ServeOptions& options) {
   daemon.start();
   std::optional<absl::Status> outcome;
   while (!(outcome = lifecycle.wait())) daemon.reload();
-  daemon.drain();
+  if (!daemon.drain()) leave_at_once();
   return *outcome;
 }
 

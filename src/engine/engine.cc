@@ -3,12 +3,15 @@
 
 #include <algorithm>
 #include <atomic>
+#include <limits>
 #include <numeric>
 #include <optional>
 #include <utility>
 #include <vector>
 
 #include "r1d/base/check.h"
+#include "r1d/base/exceptions.h"
+#include "r1d/base/fault.h"
 #include "r1d/base/mutex.h"
 #include "r1d/base/status.h"
 #include "r1d/base/thread_pool.h"
@@ -106,6 +109,7 @@ class Engine::Impl {
     const ops::StepInputs& inputs = inputs_.build(batch);
     R1D_CHECK(inputs.token_ids.size() <= static_cast<size_t>(options_.max_num_batched_tokens));
     R1D_CHECK(inputs.logit_rows.size() <= static_cast<size_t>(options_.max_batch_size));
+    R1D_RETURN_IF_ERROR(base::fault_status(base::FaultPoint::kStep));
     R1D_RETURN_IF_ERROR(run_step(inputs, batch));
     StepOutput output;
     sample(batch, output);
@@ -113,7 +117,12 @@ class Engine::Impl {
     return output;
   }
 
-  [[nodiscard]] uint64_t progress() const { return progress_.load(std::memory_order_relaxed); }
+  // Steps, rank 0's layers, and what the ranks count within a layer: any change is progress.
+  [[nodiscard]] uint64_t progress() const {
+    uint64_t progress = progress_.load(std::memory_order_relaxed);
+    for (const Rank& rank : ranks_) progress += rank.ops->progress();
+    return progress;
+  }
   [[nodiscard]] const CachePlan& cache() const { return plan_; }
   [[nodiscard]] std::string device() const { return describe_device(options_); }
 
@@ -200,18 +209,28 @@ class Engine::Impl {
     }
   }
 
-  // Sequences are sampled side by side.
+  // Sequences are sampled side by side; what goes wrong with one ends that one alone.
   void sample_on_host(std::span<const SequenceStep> batch, StepOutput& output) {
     sampler_pool_.parallel_for(static_cast<int64_t>(sampling_.size()), [&](int64_t row, int32_t) {
       const size_t i = sampling_[static_cast<size_t>(row)];
-      const SequenceStep& step = batch[i];
-      const std::span<float> logits = logits_row(static_cast<size_t>(row));
-      std::vector<float> captured;
-      if (step.capture_logits) captured.assign(logits.begin(), logits.end());
-      output.tokens[i] =
-          sample_token(logits, step.tokens, step.num_prompt_tokens, last_token_id_, *step.sampling);
-      output.tokens[i].logits = std::move(captured);
+      try {
+        output.tokens[i] = sample_row(batch[i], logits_row(static_cast<size_t>(row)));
+      } catch (...) {
+        output.tokens[i].status = base::caught_status();
+      }
     });
+  }
+
+  [[nodiscard]] SampledToken sample_row(const SequenceStep& step, std::span<float> logits) const {
+    if (base::hit_fault(base::FaultPoint::kSample) == base::FaultAction::kNan) {
+      logits.front() = std::numeric_limits<float>::quiet_NaN();
+    }
+    std::vector<float> captured;
+    if (step.capture_logits) captured.assign(logits.begin(), logits.end());
+    SampledToken sampled =
+        sample_token(logits, step.tokens, step.num_prompt_tokens, last_token_id_, *step.sampling);
+    sampled.logits = std::move(captured);
+    return sampled;
   }
 
   const EngineOptions options_;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/rank_group.h"
 
-#include <exception>
 #include <utility>
 
+#include "r1d/base/exceptions.h"
 #include "r1d/base/status.h"
 
 namespace r1d::engine {
@@ -12,10 +12,9 @@ namespace {
 absl::Status guarded(const RankGroup::Job& job, int32_t rank) {
   try {
     return job(rank);
-  } catch (const std::bad_alloc&) {
-    return resource_exhausted("rank {}: out of host memory", rank);
-  } catch (const std::exception& error) {
-    return internal_error("rank {}: {}", rank, error.what());
+  } catch (...) {
+    const absl::Status caught = base::caught_status();
+    return absl::Status(caught.code(), fmt::format("rank {}: {}", rank, message_of(caught)));
   }
 }
 

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "r1d/base/check.h"
+#include "r1d/base/fault.h"
 #include "r1d/base/status.h"
 
 #include "model/rope.h"
@@ -180,6 +181,7 @@ class DeepSeekV3::Impl {
     R1D_RETURN_IF_ERROR(ops_.embed(weights_.embedding, weights_.first_vocab_row, residual));
     R1D_RETURN_IF_ERROR(ops_.norm(residual, weights_.layers.front().input_norm, x));
     for (size_t i = 0; i < weights_.layers.size(); ++i) {
+      R1D_RETURN_IF_ERROR(base::fault_status(base::FaultPoint::kLayer));
       const Layer& layer = weights_.layers[i];
       R1D_RETURN_IF_ERROR(ops_.attention(layer.attention, pages[i], x, partial));
       R1D_RETURN_IF_ERROR(ops_.reduce_add_norm(partial, residual, layer.post_attention_norm, x));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "scheduler/liveness.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace r1d::scheduler {
@@ -11,11 +12,13 @@ bool Liveness::alive(uint64_t progress, TimePoint now, Duration patience) {
   base::MutexLock lock(mu_);
   const bool new_turn = std::exchange(seen_turn_, turn) != turn;
   const bool new_progress = std::exchange(seen_progress_, progress) != progress;
+  const Duration since_last = now - std::exchange(last_look_, now);
   if (!at_work || new_turn || new_progress) {
-    last_movement_ = now;
-    return true;
+    still_ = Duration::zero();
+  } else {
+    still_ += std::min(since_last, patience / 4);
   }
-  return now - last_movement_ <= patience;
+  return still_ < patience;
 }
 
 }  // namespace r1d::scheduler

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "r1d/base/check.h"
+#include "r1d/base/exceptions.h"
 #include "r1d/base/log.h"
 #include "r1d/base/mutex.h"
 #include "r1d/base/status.h"
@@ -55,7 +56,7 @@ class StepLoop::Impl {
   void set_max_waiting_requests(int32_t limit);
   void cancel(RequestId id, FinishReason reason, const absl::Status& status);
   void finish(RequestId id, int32_t index);
-  int64_t drain(Duration limit);
+  std::optional<int64_t> drain(Duration limit);
   void stop();
   bool alive(Duration patience);
   SchedulerStats stats();
@@ -97,7 +98,7 @@ class StepLoop::Impl {
 
   base::Mutex mu_;
   base::CondVar event_;    // for the loop: intake or stop
-  base::CondVar settled_;  // for drain(): nothing is left to do
+  base::CondVar settled_;  // for drain(): nothing is left to do, or nothing moves
   Intake intake_ ABSL_GUARDED_BY(mu_);
   SchedulerStats stats_ ABSL_GUARDED_BY(mu_);
   int32_t max_waiting_ ABSL_GUARDED_BY(mu_);
@@ -105,14 +106,19 @@ class StepLoop::Impl {
   int64_t num_cut_off_ ABSL_GUARDED_BY(mu_) = 0;  // requests cancelled at the drain limit
   absl::Status refusal_ ABSL_GUARDED_BY(mu_);     // not OK: why there is no new work
   bool failed_ ABSL_GUARDED_BY(mu_) = false;
+  bool stuck_ ABSL_GUARDED_BY(mu_) = false;  // as the last look saw it
   bool stop_ ABSL_GUARDED_BY(mu_) = false;
   std::thread thread_;  // start() and stop() alone
 };
 
 void StepLoop::Impl::run() {
-  while (!stopping() && step()) {
-  }
-  end_all(FinishReason::kCancelled, unavailable("the server is shutting down"));
+  const absl::Status thrown = base::without_exceptions([this] {
+    while (!stopping() && step()) {
+    }
+    end_all(FinishReason::kCancelled, unavailable("the server is shutting down"));
+    return absl::OkStatus();
+  });
+  if (!thrown.ok()) fail(thrown);
   liveness_.rest();
 }
 
@@ -277,16 +283,17 @@ void StepLoop::Impl::finish(RequestId id, int32_t index) {
   event_.notify_one();
 }
 
-int64_t StepLoop::Impl::drain(Duration limit) {
+std::optional<int64_t> StepLoop::Impl::drain(Duration limit) {
   const TimePoint give_up = wake_time(limit);
   base::MutexLock lock(mu_);
   if (refusal_.ok()) refusal_ = unavailable("the server is draining; send the request elsewhere");
-  while (!settled() && std::chrono::steady_clock::now() < give_up)
+  while (!settled() && !stuck_ && std::chrono::steady_clock::now() < give_up)
     settled_.wait_until(mu_, give_up);
   if (settled()) return 0;
   intake_.cancel_all = true;
   event_.notify_one();
-  while (!settled()) settled_.wait(mu_);
+  while (!settled() && !stuck_) settled_.wait(mu_);
+  if (!settled()) return std::nullopt;
   return num_cut_off_;
 }
 
@@ -303,11 +310,11 @@ void StepLoop::Impl::stop() {
 }
 
 bool StepLoop::Impl::alive(Duration patience) {
-  {
-    base::MutexLock lock(mu_);
-    if (failed_) return false;
-  }
-  return liveness_.alive(executor_.progress(), clock_.now(), patience);
+  const bool moves = liveness_.alive(executor_.progress(), clock_.now(), patience);
+  base::MutexLock lock(mu_);
+  stuck_ = !moves;
+  if (stuck_) settled_.notify_all();
+  return moves;
 }
 
 SchedulerStats StepLoop::Impl::stats() {
@@ -350,7 +357,7 @@ void StepLoop::finish(RequestId id, int32_t index) {
   impl_->finish(id, index);
 }
 
-int64_t StepLoop::drain(Duration limit) {
+std::optional<int64_t> StepLoop::drain(Duration limit) {
   return impl_->drain(limit);
 }
 

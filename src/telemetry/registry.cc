@@ -6,6 +6,8 @@
 
 #include <prometheus/text_serializer.h>
 
+#include "r1d/base/fault.h"
+
 #include "telemetry/process_metrics.h"
 
 namespace r1d::telemetry {
@@ -14,6 +16,7 @@ Registry::Registry() : impl_(std::make_unique<Impl>()) {}
 Registry::~Registry() = default;
 
 std::string Registry::render() const {
+  base::hit_fault(base::FaultPoint::kRender);
   std::vector<prometheus::MetricFamily> families = impl_->collect();
   std::vector<prometheus::MetricFamily> process = collect_process_metrics();
   std::move(process.begin(), process.end(), std::back_inserter(families));

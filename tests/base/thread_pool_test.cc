@@ -53,6 +53,18 @@ TEST(ThreadPoolTest, OneThreadIndexIsNeverUsedTwiceAtOnce) {
   EXPECT_FALSE(overlap);
 }
 
+TEST(ThreadPoolTest, ProgressGrowsWithEveryTaskAndNeverFalls) {
+  for (const int32_t threads : {1, 3}) {
+    ThreadPool pool(threads);
+    uint64_t last = pool.progress();
+    for (int round = 0; round < 3; ++round) {
+      pool.parallel_for(8, [](int64_t, int32_t) {});
+      EXPECT_GE(pool.progress(), last + 8);
+      last = pool.progress();
+    }
+  }
+}
+
 TEST(ThreadPoolTest, AllThreadsWorkAtTheSameTime) {
   constexpr int32_t kThreads = 3;
   ThreadPool pool(kThreads);

@@ -8,11 +8,11 @@ from daemon import GOLDEN, Daemon
 
 @pytest.fixture
 def start(tmp_path):
-    """start(*flags, model=..., grpc_port=0, management_port=0) -> Daemon; all are gone afterwards."""
+    """start(*flags, model=..., grpc_port=0, management_port=0, env={}) -> Daemon; all are gone afterwards."""
     daemons, numbers = [], itertools.count()
 
-    def start_one(*flags, model=GOLDEN / "v3-generic-bf16", **ports):
-        daemons.append(Daemon(tmp_path / f"r1d{next(numbers)}", model, *flags, **ports))
+    def start_one(*flags, model=GOLDEN / "v3-generic-bf16", **options):
+        daemons.append(Daemon(tmp_path / f"r1d{next(numbers)}", model, *flags, **options))
         return daemons[-1]
 
     yield start_one

@@ -58,9 +58,16 @@ def test_a_request_moves_the_series_it_should(served, channel):
     assert sum(blocks.values()) > 0 and after.value("r1d_kv_blocks", state="used") == 0
 
 
-@pytest.mark.parametrize("path", ["/livez", "/readyz", "/startupz"])
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/startupz", "/health", "/healthz"])
 def test_probes_of_a_serving_daemon_are_content(served, path):
-    assert served.get(path)[0] == 200
+    assert served.get(path)[::2] == (200, "ok\n")
+
+
+@pytest.mark.parametrize("name", ["livez", "readyz", "startupz", "healthz"])
+def test_probes_list_their_checks_when_asked(served, name):
+    status, _, text = served.get(f"/{name}?verbose")
+    assert (status, text.splitlines()[0], text.splitlines()[-1]) == (200, "[+]model ok", f"{name} check passed")
+    assert "[+]engine ok\n[+]intake ok\n" in text
 
 
 def test_the_version_is_that_of_the_binary(served):

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "r1d/scheduler/step_loop.h"
 
+#include <functional>
+#include <future>
+#include <new>
+#include <stdexcept>
 #include <thread>
 
 #include <gmock/gmock.h>
@@ -65,6 +69,7 @@ class HeldExecutor final : public engine::Executor {
     changed_.notify_all();
     while (held_) changed_.wait(mu_);
     inside_ = false;
+    if (failure_by_) failure_by_();
     if (!failure_.ok()) return failure_;
     engine::StepOutput output;
     output.tokens.resize(batch.size());
@@ -90,6 +95,10 @@ class HeldExecutor final : public engine::Executor {
     base::MutexLock lock(mu_);
     failure_ = std::move(failure);
   }
+  void fail_by(std::function<void()> failure) {
+    base::MutexLock lock(mu_);
+    failure_by_ = std::move(failure);
+  }
   void make_progress() { ++progress_; }
 
  private:
@@ -99,6 +108,7 @@ class HeldExecutor final : public engine::Executor {
   bool inside_ ABSL_GUARDED_BY(mu_) = false;
   int64_t num_steps_ ABSL_GUARDED_BY(mu_) = 0;
   absl::Status failure_ ABSL_GUARDED_BY(mu_);
+  std::function<void()> failure_by_ ABSL_GUARDED_BY(mu_);
   std::atomic<uint64_t> progress_{0};
 };
 
@@ -135,6 +145,15 @@ class StepLoopTest : public ::testing::Test {
     const absl::Status status = loop_->submit(std::move(request));
     EXPECT_TRUE(status.ok()) << status;
     return sink;
+  }
+  // Looks every second of `wait`; what the last look says.
+  bool alive_after(seconds wait) {
+    bool last = false;
+    for (seconds passed{}; passed < wait; ++passed) {
+      clock_.advance(seconds(1));
+      last = loop_->alive(wait);
+    }
+    return last;
   }
   absl::Status try_submit(RequestId id) {
     return loop_->submit(
@@ -308,7 +327,7 @@ TEST_F(StepLoopTest, StopEndsWhatIsLeft) {
   EXPECT_EQ(sink->wait_for_finish().reason, FinishReason::kCancelled);
   EXPECT_EQ(sink->wait_for_finish().status.code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(try_submit(2).code(), absl::StatusCode::kUnavailable);
-  EXPECT_TRUE(loop_->alive(seconds(0)));
+  EXPECT_TRUE(loop_->alive(seconds(1)));
   loop_->stop();  // again
 }
 
@@ -335,7 +354,6 @@ TEST_F(StepLoopTest, AFailedEngineEndsEveryRequestAndRefusesLaterOnes) {
     EXPECT_EQ(message_of(finish.status), "the engine failed: rank 3 is gone");
   }
   EXPECT_EQ(try_submit(3).code(), absl::StatusCode::kUnavailable);
-  EXPECT_FALSE(loop_->alive(seconds(100)));
   EXPECT_EQ(loop_->drain(seconds(60)), 0);
   loop_->stop();
   EXPECT_EQ(num_fatal_, 1);
@@ -349,16 +367,44 @@ TEST_F(StepLoopTest, IsNotAliveWhenAStepStandsStill) {
   start();
   const std::shared_ptr<WaitingSink> sink = submit(1, 3);
   executor_.wait_until_inside();
-  EXPECT_TRUE(loop_->alive(seconds(5)));
-  clock_.advance(seconds(6));
-  EXPECT_FALSE(loop_->alive(seconds(5)));
+  EXPECT_TRUE(loop_->alive(seconds(4)));
+  EXPECT_FALSE(alive_after(seconds(4)));
   executor_.make_progress();  // one layer
-  EXPECT_TRUE(loop_->alive(seconds(5)));
-  clock_.advance(seconds(6));
-  EXPECT_FALSE(loop_->alive(seconds(5)));
+  EXPECT_TRUE(loop_->alive(seconds(4)));
+  EXPECT_FALSE(alive_after(seconds(4)));
   executor_.release();
   sink->wait_for_finish();
-  EXPECT_TRUE(loop_->alive(seconds(5)));
+  EXPECT_TRUE(loop_->alive(seconds(4)));
+}
+
+TEST_F(StepLoopTest, DrainDoesNotWaitForAStepThatStandsStill) {
+  executor_.hold();
+  start();
+  const std::shared_ptr<WaitingSink> sink = submit(1, 3);
+  executor_.wait_until_inside();
+  EXPECT_TRUE(loop_->alive(seconds(4)));
+  std::future<std::optional<int64_t>> drained =
+      std::async(std::launch::async, [&] { return loop_->drain(seconds(3600)); });
+  EXPECT_FALSE(alive_after(seconds(4)));
+  EXPECT_EQ(drained.get(), std::nullopt);
+  executor_.release();
+  EXPECT_EQ(sink->wait_for_finish().status.code(), absl::StatusCode::kUnavailable);
+}
+
+TEST_F(StepLoopTest, AnEngineThatThrowsIsAnEngineThatFailed) {
+  for (const bool memory : {false, true}) {
+    executor_.fail_by([memory] {
+      if (memory) throw std::bad_alloc();
+      throw std::runtime_error("rank 3 is gone");
+    });
+    start();
+    const FinishEvent finish = submit(1, kEndless)->wait_for_finish();
+    EXPECT_EQ(finish.status.code(), absl::StatusCode::kUnavailable);
+    EXPECT_THAT(message_of(finish.status),
+                HasSubstr(memory ? "out of host memory" : "rank 3 is gone"));
+      loop_->stop();
+  }
+  EXPECT_EQ(num_fatal_, 2);
 }
 
 TEST_F(StepLoopTest, ShowsItsStateInMetricsAndStats) {

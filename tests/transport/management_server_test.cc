@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <filesystem>
 #include <iterator>
+#include <new>
 #include <poll.h>
 #include <thread>
 
@@ -180,6 +181,30 @@ TEST(ManagementServerTest, IgnoresTheQueryString) {
   const auto server = start();
   Client client(server->port());
   EXPECT_THAT(client.request("GET /livez?verbose=1 HTTP/1.1\r\nHost: r1d\r\n\r\n"),
+              HasSubstr("\r\n\r\nok\n"));
+}
+
+TEST(ManagementServerTest, ARouteWithAQueryStringIsServedForThatStringAlone) {
+  ManagementRoutes with = routes();
+  with.emplace_back("/livez?verbose", [] { return HttpReply{.body = "all is well\n"}; });
+  const auto server = start(any_port(), with);
+  Client client(server->port());
+  EXPECT_THAT(client.request("GET /livez?verbose HTTP/1.1\r\nHost: r1d\r\n\r\n"),
+              HasSubstr("\r\n\r\nall is well\n"));
+  EXPECT_THAT(client.request("GET /livez?verbos HTTP/1.1\r\nHost: r1d\r\n\r\n"),
+              HasSubstr("\r\n\r\nok\n"));
+  EXPECT_THAT(client.request("GET /lives HTTP/1.1\r\nHost: r1d\r\n\r\n"),
+              HasSubstr("not found; there are /livez /readyz /metrics\n"));
+}
+
+TEST(ManagementServerTest, AHandlerThatThrowsIsAnswered500AndNothingElseHappens) {
+  ManagementRoutes with = routes();
+  with.emplace_back("/broken", []() -> HttpReply { throw std::bad_alloc(); });
+  const auto server = start(any_port(), with);
+  Client client(server->port());
+  EXPECT_THAT(client.request("GET /broken HTTP/1.1\r\nHost: r1d\r\n\r\n"),
+              StartsWith("HTTP/1.1 500 Internal Server Error\r\n"));
+  EXPECT_THAT(client.request("GET /livez HTTP/1.1\r\nHost: r1d\r\n\r\n"),
               HasSubstr("\r\n\r\nok\n"));
 }
 

@@ -128,11 +128,11 @@ struct Accepted {
 };
 
 // Lifecycle: made before the model is loaded (submit answers kUnavailable "loading"), attach() when
-// the loop runs, begin_drain() on SIGTERM (kUnavailable "draining"), fail() when the engine is
-// lost. Threads: thread-safe.
+// the loop runs, set_stalled() while no step moves (kUnavailable), begin_drain() on SIGTERM
+// (kUnavailable "draining"), fail() when the engine is lost. Threads: thread-safe.
 class Frontend {
  public:
-  enum class State : uint8_t { kLoading, kServing, kDraining, kFailed };
+  enum class State : uint8_t { kLoading, kServing, kStalled, kDraining, kFailed };
 
   explicit Frontend(const Clock& clock);
   ~Frontend();
@@ -141,6 +141,8 @@ class Frontend {
   void attach(const Limits& limits,
               std::shared_ptr<const TextModel> text,
               scheduler::StepLoop& loop);
+  // Matters while serving alone.
+  void set_stalled(bool stalled);
   void begin_drain();
   void fail(const absl::Status& why);
   // Forgets the loop; submit answers kUnavailable from now on, cancel does nothing.

@@ -26,6 +26,9 @@ class ThreadPool {
   // [0, num_threads()); returns when all are done. `body` must not throw nor call the pool again.
   void parallel_for(int64_t num_tasks, const Body& body);
 
+  // Grows while loops run, a step a task. Callable from any thread.
+  [[nodiscard]] uint64_t progress() const;
+
  private:
   class Impl;
   std::unique_ptr<Impl> impl_;

@@ -62,7 +62,7 @@ struct ServerSettings {
   int32_t stream_buffer_tokens = 4096;    // unread tokens before a slow reader is cancelled
   int32_t max_concurrent_streams = 1024;  // server.max_concurrent_streams, per connection
   std::chrono::milliseconds drain_timeout{600000};      // server.drain_timeout
-  std::chrono::milliseconds liveness_timeout{30000};    // no progress for so long = dead
+  std::chrono::milliseconds liveness_timeout{10000};    // no progress for so long = stalled
   std::chrono::milliseconds max_request_time{3600000};  // a deadline for requests without one
 };
 

@@ -38,7 +38,9 @@ class Executor {
   // Runs one forward pass and samples. Blocks until done. An error is fatal to the engine.
   [[nodiscard]] virtual absl::StatusOr<StepOutput> execute(std::span<const SequenceStep> batch) = 0;
 
-  // Grows while a step moves (once a layer), so that a long prefill is not taken for a hang.
+  // Grows while a step moves, several times a layer on the CPU, so that a long prefill is not taken
+  // for a hang. On a GPU a step counts its layers when it enqueues them, then stands still until it
+  // is done.
   [[nodiscard]] virtual uint64_t progress() const = 0;
 };
 

@@ -279,6 +279,9 @@ class Ops {
   // Waits until everything enqueued is done.
   [[nodiscard]] virtual absl::Status end_step() = 0;
 
+  // Grows while a call computes; 0 where calls only enqueue. Callable from any thread.
+  [[nodiscard]] virtual uint64_t progress() const { return 0; }
+
   // Lets a rank that waits in a collective return kUnavailable. Callable from any thread; final.
   virtual void abort() = 0;
 };

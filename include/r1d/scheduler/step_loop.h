@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 
 #include <absl/status/status.h>
 
@@ -48,14 +49,16 @@ class StepLoop {
 
   // Refuses new work, waits until all accepted work is done or `limit` has passed, then cancels the
   // rest (kUnavailable) and returns the number of requests cancelled. Blocks the caller, at the
-  // limit until the step in flight has ended.
-  int64_t drain(Duration limit);
+  // limit until the step in flight has ended. None as soon as alive() has said that the loop stands
+  // still: nothing may come of waiting, and stop() would not return either.
+  std::optional<int64_t> drain(Duration limit);
 
   // Ends after the step in flight; what is left then ends with kCancelled and kUnavailable.
   void stop();
 
-  // True while the loop moves or is idle by right: no step in flight, or progress within `patience`
-  // as seen by the calls. False once the engine has failed.
+  // One look of a watcher, to be repeated at least four times in `patience`: true while the loop
+  // moves or is at rest by right (no step in flight, also once the engine has failed), or there was
+  // progress within `patience` as the looks saw it.
   [[nodiscard]] bool alive(Duration patience) const;
 
   [[nodiscard]] SchedulerStats stats() const;  // as of the last plan

@@ -70,6 +70,8 @@ class GrpcServer {
   virtual void change_limits(const GrpcLimits& limits) = 0;  // thread-safe
   // grpc.health.v1: "" and r1d.v1.InferenceService; Watch subscribers are told.
   virtual void set_serving(bool serving) = 0;
+  // Ends every generating call with `why`, whatever the engine does.
+  virtual void end_calls(const absl::Status& why) = 0;
   // Returns when every generating call has ended; those still open after `grace` are cut.
   virtual void shutdown(std::chrono::milliseconds grace) = 0;
 };

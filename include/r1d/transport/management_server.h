@@ -28,8 +28,9 @@ struct ManagementOptions {
   std::chrono::milliseconds write_timeout{30000};  // for the client to take one reply
 };
 
-// One GET handler per path: /metrics, /livez, /readyz, /startupz, /version. Called on the server's
-// own thread; must not block.
+// One GET handler per path: /metrics, /livez, /readyz, /startupz, /version. A path with a query
+// string ("/livez?verbose") is served for that string alone. Called on the server's own thread;
+// must not block. One that throws is answered 500.
 using ManagementRoutes = std::vector<std::pair<std::string, std::function<HttpReply()>>>;
 
 // HTTP/1.1 for probes and scrapes, one thread of its own (Boost.Beast), so that it answers when the

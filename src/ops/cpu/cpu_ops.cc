@@ -156,6 +156,7 @@ class CpuOps final : public Ops {
   // Every call above is done when it returns.
   [[nodiscard]] absl::Status end_step() override { return absl::OkStatus(); }
 
+  [[nodiscard]] uint64_t progress() const override { return parallel_.progress(); }
   void abort() override { group_->abort(); }
 
  private:

@@ -18,6 +18,7 @@ class Parallel {
   explicit Parallel(int32_t num_threads) : pool_(num_threads) {}
 
   [[nodiscard]] int32_t num_threads() const { return pool_.num_threads(); }
+  [[nodiscard]] uint64_t progress() const { return pool_.progress(); }  // callable from any thread
 
   // body(task, thread) for tasks 0 .. num_tasks - 1; `work` is about how many multiply-adds all
   // make.

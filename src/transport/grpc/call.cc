@@ -7,6 +7,8 @@
 
 #include <grpc/grpc.h>
 
+#include "r1d/base/exceptions.h"
+#include "r1d/base/fault.h"
 #include "r1d/base/status.h"
 
 #include "transport/grpc/convert.h"
@@ -45,11 +47,21 @@ TimePoint GenerateCall::deadline() const {
   return arrival_ + std::min<Duration>(left, limit);
 }
 
-void GenerateCall::start(admission::GenerateRequest request) {
-  environment_.open_calls.add();
+absl::StatusOr<admission::Accepted> GenerateCall::submit(const MakeRequest& make_request) {
+  try {
+    R1D_RETURN_IF_ERROR(base::fault_status(base::FaultPoint::kRpc));
+    admission::GenerateRequest request = make_request();
+    request.deadline = deadline_;
+    return environment_.frontend.submit(request, shared_from_this());
+  } catch (...) {
+    return base::caught_status();
+  }
+}
+
+void GenerateCall::start(const MakeRequest& make_request) {
+  environment_.open_calls.add(shared_from_this());
   if (traits_.max_unread_tokens.has_value()) environment_.metrics.streams_open(+1);
-  request.deadline = deadline_;
-  auto accepted = environment_.frontend.submit(request, shared_from_this());
+  auto accepted = submit(make_request);
   std::string name;
   if (accepted.ok()) {
     name = fmt::format("{}-{}", environment_.id_prefix, accepted->id);
@@ -87,7 +99,12 @@ AnswerContext GenerateCall::answer_context() const {
 void GenerateCall::on_token(scheduler::TokenEvent event) {
   const base::MutexLock lock(mu_);
   if (is_over()) return;
-  buffer_.add(std::move(event));
+  try {
+    base::hit_fault(base::FaultPoint::kEvent);
+    buffer_.add(std::move(event));
+  } catch (...) {
+    return end_event_thrown();
+  }
   const auto& limit = traits_.max_unread_tokens;
   if (limit.has_value() && buffer_.num_unread() > *limit) {
     early_end_ = resource_exhausted("slow consumer: more than {} tokens were left unread", *limit);
@@ -100,9 +117,20 @@ void GenerateCall::on_token(scheduler::TokenEvent event) {
 void GenerateCall::on_finish(const scheduler::FinishEvent& event) {
   const base::MutexLock lock(mu_);
   if (is_over()) return;
-  buffer_.add(event);
+  try {
+    buffer_.add(event);
+  } catch (...) {
+    return end_event_thrown();
+  }
   if (buffer_.complete()) limit_tail();
   if (buffer_.complete() || traits_.max_unread_tokens.has_value()) wake();
+}
+
+// Inside a catch block. What goes wrong with one call's events must not reach the step loop.
+void GenerateCall::end_event_thrown() {
+  early_end_ = base::caught_status();
+  buffer_.clear();
+  wake();
 }
 
 // Has the dispatcher advance the call. A write under way does so by itself when it ends, but an
@@ -135,6 +163,14 @@ void GenerateCall::end_early(const absl::Status& why) {
   advance();
 }
 
+void GenerateCall::end_unless_complete(const absl::Status& why) {
+  {
+    const base::MutexLock lock(mu_);
+    if (buffer_.complete()) return;
+  }
+  end_early(why);
+}
+
 void GenerateCall::client_left() {
   const bool too_late = environment_.clock.now() + kClockTolerance >= deadline_;
   end_early(too_late ? deadline_exceeded("the deadline passed")
@@ -155,6 +191,25 @@ std::optional<absl::Status> GenerateCall::take_early_end() {
   settled_ = early_end_->code();
   if (writing_) limit_tail();
   return early_end_;
+}
+
+std::optional<absl::Status> GenerateCall::end_thrown(bool took_end) {
+  const absl::Status why = base::caught_status();
+  {
+    const base::MutexLock lock(mu_);
+    writing_ = false;  // the message was not made
+    if (took_end) {
+      settled_ = why.code();
+      return why;
+    }
+    if (!is_over()) {
+      early_end_ = why;
+      buffer_.clear();
+    }
+  }
+  cancel_request(why);
+  const base::MutexLock lock(mu_);
+  return take_early_end();
 }
 
 absl::Status GenerateCall::take_end() {
@@ -182,7 +237,7 @@ void GenerateCall::close() {
                                code_name(settled_.value_or(absl::StatusCode::kUnknown)),
                                seconds_between(arrival_, environment_.clock.now()));
   if (traits_.max_unread_tokens.has_value()) environment_.metrics.streams_open(-1);
-  environment_.open_calls.remove();
+  environment_.open_calls.remove(this);
   last_share = std::move(grpc_share_);
 }
 

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -72,8 +73,13 @@ class GenerateCall : public scheduler::OutputSink,
                      public Dispatcher::Task,
                      public std::enable_shared_from_this<GenerateCall> {
  public:
-  // Submits `request`; its deadline is set here.
-  void start(admission::GenerateRequest request);
+  using MakeRequest = std::function<admission::GenerateRequest()>;
+
+  // Submits what `make_request` makes; its deadline is set here.
+  void start(const MakeRequest& make_request);
+
+  // Ends the call with `why`, unless all of its answer is there to be read.
+  void end_unless_complete(const absl::Status& why);
 
   void on_token(scheduler::TokenEvent event) final;
   void on_finish(const scheduler::FinishEvent& event) final;
@@ -100,6 +106,9 @@ class GenerateCall : public scheduler::OutputSink,
   [[nodiscard]] std::optional<absl::Status> take_early_end() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // The status of a request that is complete; the caller sends it.
   [[nodiscard]] absl::Status take_end() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Inside a catch block: the status of a call whose turn threw, if it is left for the caller to
+  // send. `took_end`: that turn had taken the call's status.
+  [[nodiscard]] std::optional<absl::Status> end_thrown(bool took_end);
   // Before start() has come so far, and once the status is taken, nothing is sent.
   [[nodiscard]] bool may_send() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     return started_ && !settled_.has_value();
@@ -121,9 +130,11 @@ class GenerateCall : public scheduler::OutputSink,
 
  private:
   [[nodiscard]] TimePoint deadline() const;
+  [[nodiscard]] absl::StatusOr<admission::Accepted> submit(const MakeRequest& make_request);
   [[nodiscard]] bool is_over() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     return early_end_.has_value() || settled_.has_value();
   }
+  void end_event_thrown() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void wake() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void limit_tail() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void cancel_request(const absl::Status& why);

@@ -301,6 +301,8 @@ v1::ServerState state_to_proto(admission::Frontend::State state) {
       return v1::SERVER_STATE_LOADING;
     case admission::Frontend::State::kServing:
       return v1::SERVER_STATE_SERVING;
+    case admission::Frontend::State::kStalled:
+      return v1::SERVER_STATE_STALLED;
     case admission::Frontend::State::kDraining:
       return v1::SERVER_STATE_DRAINING;
     case admission::Frontend::State::kFailed:

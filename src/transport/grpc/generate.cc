@@ -3,6 +3,7 @@
 
 #include <limits>
 
+#include "r1d/base/fault.h"
 #include "r1d/base/status.h"
 
 namespace r1d::transport {
@@ -15,20 +16,20 @@ constexpr int64_t kMaxTokensPerMessage = 1024;
 }  // namespace
 
 template <typename Response>
-typename StreamCall<Response>::Turn StreamCall<Response>::take_turn() {
-  Turn turn;
+void StreamCall<Response>::take_turn(Turn& turn) {
+  turn = {};
   const base::MutexLock lock(mu_);
   turn.status = take_early_end();
-  if (turn.status.has_value() || !may_send() || writing_ || !buffer_.has_piece()) return turn;
+  if (turn.status.has_value() || !may_send() || writing_ || !buffer_.has_piece()) return;
   writing_ = true;
   turn.piece = buffer_.take(kMaxTokensPerMessage);
   turn.request_name = std::exchange(request_name_, {});
   if (buffer_.complete() && !buffer_.has_piece()) turn.status = take_end();
-  return turn;
 }
 
 template <typename Response>
 bool StreamCall<Response>::fill(Turn& turn) {
+  base::hit_fault(base::FaultPoint::kMessage);
   const int32_t index = turn.piece->index;
   response_.Clear();
   if (fill_response(index, read(*std::move(turn.piece)), answer_context(), response_)) {
@@ -42,9 +43,22 @@ bool StreamCall<Response>::fill(Turn& turn) {
 }
 
 template <typename Response>
+typename StreamCall<Response>::Turn StreamCall<Response>::next_turn() {
+  Turn turn;
+  try {
+    do {
+      take_turn(turn);
+    } while (turn.piece.has_value() && !fill(turn));
+  } catch (...) {
+    turn.status = this->end_thrown(turn.status.has_value());
+    turn.piece.reset();
+  }
+  return turn;
+}
+
+template <typename Response>
 void StreamCall<Response>::advance() {
-  Turn turn = take_turn();
-  while (turn.piece.has_value() && !fill(turn)) turn = take_turn();
+  Turn turn = next_turn();
   if (turn.piece.has_value() && turn.status.has_value()) {
     this->StartWriteAndFinish(&response_, {}, to_grpc_status(*turn.status, context_));
   } else if (turn.piece.has_value()) {
@@ -56,6 +70,7 @@ void StreamCall<Response>::advance() {
 
 template <typename Response>
 void StreamCall<Response>::OnWriteDone(bool ok) {
+  ok = ok && base::hit_fault(base::FaultPoint::kWrite) == base::FaultAction::kNone;
   {
     const base::MutexLock lock(mu_);
     writing_ = false;
@@ -81,6 +96,7 @@ std::optional<absl::Status> OnceCall<Response>::take_status() {
 
 template <typename Response>
 void OnceCall<Response>::collect() {
+  base::hit_fault(base::FaultPoint::kMessage);
   while (response_.choices_size() < traits_.num_sequences) {
     response_.add_choices()->set_index(response_.choices_size() - 1);
   }
@@ -95,7 +111,12 @@ void OnceCall<Response>::collect() {
 
 template <typename Response>
 void OnceCall<Response>::advance() {
-  const std::optional<absl::Status> status = take_status();
+  std::optional<absl::Status> status;
+  try {
+    status = take_status();
+  } catch (...) {
+    status = this->end_thrown(/*took_end=*/false);
+  }
   if (status.has_value()) Finish(to_grpc_status(*status, context_));
 }
 

@@ -38,7 +38,9 @@ class StreamCall final : public GenerateCall, public grpc::ServerWriteReactor<Re
 
   void advance() override;
   void send_initial_metadata() override { this->StartSendInitialMetadata(); }
-  [[nodiscard]] Turn take_turn();
+  void take_turn(Turn& turn);
+  // The next turn with something in it for the client, its message in response_.
+  [[nodiscard]] Turn next_turn();
   // Reads the turn's piece into response_; false when there is nothing in it for the client.
   [[nodiscard]] bool fill(Turn& turn);
 

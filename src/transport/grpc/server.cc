@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <functional>
 #include <limits>
 #include <random>
 #include <utility>
@@ -12,6 +13,8 @@
 #include "grpc/health/v1/health.pb.h"
 
 #include "r1d/base/check.h"
+#include "r1d/base/exceptions.h"
+#include "r1d/base/fault.h"
 #include "r1d/base/log.h"
 #include "r1d/base/mutex.h"
 #include "r1d/base/status.h"
@@ -34,11 +37,15 @@ constexpr size_t kMemoryQuotaBytes = size_t{512} << 20;
 
 using ModelPtr = std::shared_ptr<const ServedModel>;
 
-// Ends a call that needs no engine.
+// Answers a call that needs no engine. `work` fills in the response.
 grpc::ServerUnaryReactor* answer(const char* method,
-                                 const absl::Status& status,
                                  CallEnvironment& environment,
-                                 grpc::CallbackServerContext& context) {
+                                 grpc::CallbackServerContext& context,
+                                 const std::function<absl::Status()>& work) {
+  const absl::Status status = base::without_exceptions([&]() -> absl::Status {
+    R1D_RETURN_IF_ERROR(base::fault_status(base::FaultPoint::kRpc));
+    return work();
+  });
   environment.metrics.request(method, code_name(status.code()), 0);
   grpc::ServerUnaryReactor* reactor = context.DefaultReactor();
   reactor->Finish(to_grpc_status(status, context));
@@ -83,26 +90,31 @@ class Service final : public v1::InferenceService::CallbackService {
   grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context,
                                      const v1::TokenizeRequest* request,
                                      v1::TokenizeResponse* response) override {
-    return answer("Tokenize", tokenize(*request, *response), environment_, *context);
+    return answer(
+        "Tokenize", environment_, *context, [&] { return tokenize(*request, *response); });
   }
 
   grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context,
                                        const v1::DetokenizeRequest* request,
                                        v1::DetokenizeResponse* response) override {
-    return answer("Detokenize", detokenize(*request, *response), environment_, *context);
+    return answer(
+        "Detokenize", environment_, *context, [&] { return detokenize(*request, *response); });
   }
 
   grpc::ServerUnaryReactor* GetModel(grpc::CallbackServerContext* context,
                                      const v1::GetModelRequest* request,
                                      v1::GetModelResponse* response) override {
-    return answer("GetModel", describe_model(*request, *response), environment_, *context);
+    return answer(
+        "GetModel", environment_, *context, [&] { return describe_model(*request, *response); });
   }
 
   grpc::ServerUnaryReactor* GetServerInfo(grpc::CallbackServerContext* context,
                                           const v1::GetServerInfoRequest* /*request*/,
                                           v1::GetServerInfoResponse* response) override {
-    describe_server(*response);
-    return answer("GetServerInfo", absl::OkStatus(), environment_, *context);
+    return answer("GetServerInfo", environment_, *context, [&] {
+      describe_server(*response);
+      return absl::OkStatus();
+    });
   }
 
  private:
@@ -126,7 +138,7 @@ class Service final : public v1::InferenceService::CallbackService {
               const Request& request,
               Response&... response) {
     const auto call = std::make_shared<Call>(traits, environment_, context, response...);
-    call->start(request_from_proto(request));
+    call->start([&] { return request_from_proto(request); });
     return call.get();  // it holds a share of itself until OnDone
   }
 
@@ -327,6 +339,12 @@ class GrpcServerImpl final : public GrpcServer {
     grpc::HealthCheckServiceInterface* health = server_->GetHealthCheckService();
     health->SetServingStatus("", serving);
     health->SetServingStatus(kServiceName, serving);
+  }
+
+  void end_calls(const absl::Status& why) override {
+    for (const std::shared_ptr<GenerateCall>& call : environment_.open_calls.all()) {
+      call->end_unless_complete(why);
+    }
   }
 
   void shutdown(std::chrono::milliseconds grace) override {

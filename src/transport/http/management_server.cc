@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "r1d/transport/management_server.h"
 
+#include <algorithm>
 #include <exception>
 #include <thread>
 
@@ -10,6 +11,8 @@
 #include <boost/asio/write.hpp>
 
 #include "r1d/base/address.h"
+#include "r1d/base/exceptions.h"
+#include "r1d/base/fault.h"
 #include "r1d/base/log.h"
 #include "r1d/base/status.h"
 
@@ -120,12 +123,30 @@ class Server final : public ManagementServer {
   }
 
   [[nodiscard]] HttpReply answer(const RequestParser& request) const {
+    try {
+      base::hit_fault(base::FaultPoint::kHttp);
+      return route(request);
+    } catch (...) {
+      log_->error("a request was answered 500: {}", message_of(base::caught_status()));
+      return plain_reply(500, "internal error");
+    }
+  }
+
+  // A route that has a query string is meant for that string alone.
+  [[nodiscard]] HttpReply route(const RequestParser& request) const {
     if (!is_method_known(request)) return plain_reply(405, "expected GET or HEAD");
+    const std::string target = target_of(request);
     const std::string path = path_of(request);
+    const auto is = [this](const std::string& name) {
+      return std::find_if(
+          routes_.begin(), routes_.end(), [&](const auto& route) { return route.first == name; });
+    };
+    auto found = is(target);
+    if (found == routes_.end()) found = is(path);
+    if (found != routes_.end()) return found->second();
     std::string known;
-    for (const auto& [route, handler] : routes_) {
-      if (route == path) return handler();
-      known += " " + route;
+    for (const auto& [name, handler] : routes_) {
+      if (name.find('?') == std::string::npos) known += " " + name;
     }
     return plain_reply(404, "not found; there are" + known);
   }

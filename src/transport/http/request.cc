@@ -47,9 +47,13 @@ bool is_method_known(const RequestParser& parser) {
   return method == http::verb::get || method == http::verb::head;
 }
 
-std::string path_of(const RequestParser& parser) {
+std::string target_of(const RequestParser& parser) {
   const auto target = parser.get().target();
-  const std::string text(target.data(), target.size());
+  return {target.data(), target.size()};
+}
+
+std::string path_of(const RequestParser& parser) {
+  const std::string text = target_of(parser);
   return text.substr(0, text.find('?'));
 }
 

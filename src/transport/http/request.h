@@ -31,6 +31,9 @@ void set_limits(RequestParser& parser);
 // GET or HEAD.
 [[nodiscard]] bool is_method_known(const RequestParser& parser);
 
+// The path and the query string, as sent.
+[[nodiscard]] std::string target_of(const RequestParser& parser);
+
 // The target up to its query string.
 [[nodiscard]] std::string path_of(const RequestParser& parser);
 

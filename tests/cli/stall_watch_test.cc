@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/stall_watch.h"
+
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "r1d/base/mutex.h"
+
+namespace r1d::cli {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+// An engine whose movement a test decides, and what the watch said about it. Thread-safe.
+class Watched {
+ public:
+  [[nodiscard]] StallWatch::Callbacks callbacks() {
+    return {.look =
+                [this](Duration patience) {
+                  const base::MutexLock lock(mu_);
+                  patience_ = patience;
+                  return moves_;
+                },
+            .changed =
+                [this](bool moves) {
+                  const base::MutexLock lock(mu_);
+                  changes_.push_back(moves);
+                  changed_.notify_all();
+                },
+            .beat =
+                [this] {
+                  const base::MutexLock lock(mu_);
+                  ++num_beats_;
+                  changed_.notify_all();
+                }};
+  }
+  void set_moves(bool moves) {
+    const base::MutexLock lock(mu_);
+    moves_ = moves;
+  }
+  void wait_for_changes(size_t count) {
+    const base::MutexLock lock(mu_);
+    while (changes_.size() < count) changed_.wait(mu_);
+  }
+  void wait_for_beats(int more) {
+    const base::MutexLock lock(mu_);
+    const int wanted = num_beats_ + more;
+    while (num_beats_ < wanted) changed_.wait(mu_);
+  }
+  [[nodiscard]] int num_beats() {
+    const base::MutexLock lock(mu_);
+    return num_beats_;
+  }
+  [[nodiscard]] std::vector<bool> changes() {
+    const base::MutexLock lock(mu_);
+    return changes_;
+  }
+  [[nodiscard]] Duration patience() {
+    const base::MutexLock lock(mu_);
+    return patience_;
+  }
+
+ private:
+  base::Mutex mu_;
+  base::CondVar changed_;
+  bool moves_ ABSL_GUARDED_BY(mu_) = true;
+  int num_beats_ ABSL_GUARDED_BY(mu_) = 0;
+  Duration patience_ ABSL_GUARDED_BY(mu_){};
+  std::vector<bool> changes_ ABSL_GUARDED_BY(mu_);
+};
+
+TEST(StallWatchTest, BeatsWhileTheEngineMovesAndSaysEachChangeOnce) {
+  Watched watched;
+  StallWatch watch(milliseconds(20), std::nullopt, watched.callbacks());
+  watched.wait_for_beats(3);
+  EXPECT_TRUE(watch.moves());
+  EXPECT_TRUE(watched.changes().empty());
+  watched.set_moves(false);
+  watched.wait_for_changes(1);
+  EXPECT_FALSE(watch.moves());
+  const int beats = watched.num_beats();
+  watched.set_moves(true);
+  watched.wait_for_changes(2);
+  EXPECT_LE(watched.num_beats(), beats + 1) << "no beat while it stood still";
+  watched.wait_for_beats(2);
+  EXPECT_EQ(watched.changes(), (std::vector<bool>{false, true}));
+}
+
+TEST(StallWatchTest, LooksAsOftenAsTheWatchdogWants) {
+  Watched watched;
+  // By the timeout alone the first look would come after six minutes.
+  StallWatch watch(seconds(3600), milliseconds(40), watched.callbacks());
+  watched.wait_for_beats(4);
+  EXPECT_EQ(watched.patience(), seconds(2700));
+}
+
+TEST(StallWatchTest, ANewTimeoutHoldsAtOnce) {
+  Watched watched;
+  StallWatch watch(seconds(3600), std::nullopt, watched.callbacks());
+  watch.set_timeout(milliseconds(40));
+  watched.wait_for_beats(2);
+  EXPECT_EQ(watched.patience(), milliseconds(30));
+}
+
+TEST(StallWatchTest, EndsAtOnceBetweenTwoLooks) {
+  Watched watched;
+  const StallWatch watch(seconds(3600), std::nullopt, watched.callbacks());
+}
+
+}  // namespace
+}  // namespace r1d::cli
