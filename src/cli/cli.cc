@@ -44,6 +44,11 @@ struct ServeFlags {
       values;  // (key, text); nodes stay where CLI11 points
 };
 
+base::LogFormat log_format(const std::string& name) {
+  if (name == "json") return base::LogFormat::kJson;
+  return name == "text" ? base::LogFormat::kText : base::LogFormat::kAuto;
+}
+
 absl::Status run_serve(const ServeFlags& flags) {
   config::Overrides overrides;
   for (const auto& [key, text] : flags.values) {
@@ -54,8 +59,7 @@ absl::Status run_serve(const ServeFlags& flags) {
   if (flags.print_config) std::fputs(config::print(config).c_str(), stdout);
   if (flags.check_config) std::puts("configuration ok");
   if (flags.print_config || flags.check_config) return absl::OkStatus();
-  base::init_logging(config.log.level,
-                     config.log.format == "json" ? base::LogFormat::kJson : base::LogFormat::kText);
+  base::init_logging(config.log.level, log_format(config.log.format));
   return serve({.config = config, .port_file = flags.port_file, .ready_fd = flags.ready_fd});
 }
 
@@ -292,6 +296,9 @@ void add_render(CLI::App& app, Action& action) {
   command->callback([options, &action] { action = [options] { return render(*options); }; });
 }
 
+// How long the end of the process waits for its last log records to be read.
+constexpr std::chrono::milliseconds kLastRecords{1000};
+
 void add_version(CLI::App& app, Action& action) {
   CLI::App* command =
       app.add_subcommand("version", "Print the version and what this machine offers");
@@ -333,6 +340,7 @@ int run(int argc, char** argv) {
     return 2;
   }
   const absl::Status status = action();
+  base::flush_logging(kLastRecords);
   if (status.ok()) return 0;
   std::fprintf(stderr, "r1d: %s\n", message_of(status).c_str());
   return 1;
