@@ -109,15 +109,22 @@ class Frontend::Impl {
     if (checked.deadline.has_value() && *checked.deadline <= checked.arrival) {
       return deadline_exceeded("the deadline had passed when the request arrived");
     }
-    log_->debug("request_id={} label=\"{}\": {} prompt tokens, n {}, priority {}",
-                id,
-                request.request_id,
-                checked.prompt.size(),
-                checked.n,
-                checked.priority);
-    auto reader = std::make_unique<OutputReader>(text_model, std::move(prepared.output), checked.n);
+    checked.trace_id = request.trace_id;
+    base::log_event(*log_,
+                    base::LogLevel::debug,
+                    "request is valid",
+                    {{"request", id},
+                     {"input_length", checked.prompt.size()},
+                     {"n", checked.n},
+                     {"max_tokens", checked.sampling.max_tokens},
+                     {"priority", checked.priority}},
+                    request.trace_id);
+    Accepted accepted{.id = id,
+                      .num_prompt_tokens = static_cast<int32_t>(checked.prompt.size()),
+                      .reader = std::make_unique<OutputReader>(
+                          text_model, std::move(prepared.output), checked.n)};
     R1D_RETURN_IF_ERROR(hand_to_loop(std::move(checked)));
-    return Accepted{.id = id, .reader = std::move(reader)};
+    return accepted;
   }
 
   void finish(RequestId id, int32_t index) {

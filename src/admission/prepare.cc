@@ -14,7 +14,15 @@ namespace r1d::admission {
 namespace {
 
 constexpr char kNoTokenizer[] = "this model has no tokenizer.json";
-constexpr JsonLimits kRequestJson{1 << 20, 64, 4096, 100'000};
+constexpr JsonLimits kRequestJson{1 << 20, 64, 4096, 100'000, /*quote=*/false};
+
+// A path as we write it: "messages[2].tool_calls[0].arguments". Else it may be a client's text.
+bool is_path(std::string_view text) {
+  return text.size() <= 128 && std::all_of(text.begin(), text.end(), [](char c) {
+           return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' || c == '.' ||
+                  c == '[' || c == ']';
+         });
+}
 
 // The error with a field: the one that its message begins with ("messages[2].role: ..."), else
 // `field`.
@@ -24,7 +32,8 @@ absl::Status named(const absl::Status& status, const char* field) {
   const size_t colon = message.find(": ");
   const bool has_name =
       message.starts_with(field) && colon != std::string::npos && message.find(' ') == colon + 1;
-  if (has_name) return field_error(message.substr(0, colon), message.substr(colon + 2));
+  if (has_name && is_path(message.substr(0, colon)))
+    return field_error(message.substr(0, colon), message.substr(colon + 2));
   return field_error(field, message);
 }
 

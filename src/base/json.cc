@@ -62,16 +62,20 @@ bool JsonGuard::start_array(size_t) {
   return open(false);
 }
 
+std::string JsonGuard::quoted(const std::string& text, size_t max_chars) const {
+  return limits_.quote ? " \"" + printable(text, max_chars) + '"' : "";
+}
+
 bool JsonGuard::key(string_t& value) {
   if (value.size() > limits_.max_key_bytes) {
-    return refuse(invalid_argument("JSON key \"{}\" is {} bytes long, at most {} are accepted",
-                                   printable(value, 40),
+    return refuse(invalid_argument("JSON key{} is {} bytes long, at most {} are accepted",
+                                   quoted(value, 40),
                                    value.size(),
                                    limits_.max_key_bytes));
   }
   Frame& frame = frames_.back();
   const auto [place, is_new] = frame.keys.insert(value);
-  if (!is_new) return refuse(invalid_argument("JSON has key \"{}\" twice", printable(value)));
+  if (!is_new) return refuse(invalid_argument("JSON has key{} twice", quoted(value, 160)));
   frame.key = &*place;
   return true;
 }
@@ -91,6 +95,7 @@ bool JsonGuard::parse_error(size_t, const std::string&, const nlohmann::detail::
   std::string_view text = error.what();
   if (const size_t end = text.find("] "); end != std::string_view::npos)
     text.remove_prefix(end + 2);
+  if (!limits_.quote) text = text.substr(0, text.find("; last read: "));
   return refuse(invalid_argument("not JSON: {}", printable(text, 240)));
 }
 

@@ -67,9 +67,8 @@ absl::Status check_json(std::string_view name,
 
 absl::Status check_role(const Message& message, size_t message_idx) {
   if (!is_role(message.role)) {
-    return invalid_argument("messages[{}].role: '{}' is none of system, user, assistant, tool",
-                            message_idx,
-                            message.role);
+    return invalid_argument("messages[{}].role: none of system, user, assistant, tool",
+                            message_idx);
   }
   if (!message.tool_calls.empty() && message.role != "assistant") {
     return invalid_argument(

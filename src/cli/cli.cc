@@ -37,6 +37,11 @@ struct ServeFlags {
   Settings settings;
 };
 
+base::LogFormat log_format(const std::string& name) {
+  if (name == "json") return base::LogFormat::kJson;
+  return name == "text" ? base::LogFormat::kText : base::LogFormat::kAuto;
+}
+
 absl::Status run_serve(const ServeFlags& flags) {
   const config::Sources sources = flags.settings.sources(flags.config_file);
   R1D_ASSIGN_OR_RETURN(const config::Loaded loaded, config::load(sources));
@@ -45,8 +50,7 @@ absl::Status run_serve(const ServeFlags& flags) {
   if (flags.print_config) std::fputs(config::print(config).c_str(), stdout);
   if (flags.check_config) std::puts("configuration ok");
   if (flags.print_config || flags.check_config) return absl::OkStatus();
-  base::init_logging(config.log.level,
-                     config.log.format == "json" ? base::LogFormat::kJson : base::LogFormat::kText);
+  base::init_logging(config.log.level, log_format(config.log.format));
   R1D_RETURN_IF_ERROR(arm_faults(flags.faults));
   return serve({.config = config,
                 .sources = sources,
@@ -313,6 +317,9 @@ void add_faults(CLI::App& app, Action& action) {
   command->callback([&action] { action = [] { return list_faults(); }; });
 }
 
+// How long the end of the process waits for its last log records to be read.
+constexpr std::chrono::milliseconds kLastRecords{1000};
+
 void add_version(CLI::App& app, Action& action) {
   CLI::App* command =
       app.add_subcommand("version", "Print the version and what this machine offers");
@@ -376,6 +383,7 @@ int run(int argc, char** argv) {
     return 2;
   }
   const absl::Status status = base::without_exceptions(action);
+  base::flush_logging(kLastRecords);
   if (status.ok()) return 0;
   std::fprintf(stderr, "r1d: %s\n", message_of(status).c_str());
   return 1;

@@ -57,9 +57,9 @@ class Daemon {
     R1D_ASSIGN_OR_RETURN(management_,
                          transport::ManagementServer::start(
                              {.address = config_.server.management_address}, probes_.routes()));
-    R1D_ASSIGN_OR_RETURN(grpc_,
-                         transport::GrpcServer::start(
-                             grpc_options(config_.server), frontend_, transport_metrics_, clock_));
+    R1D_ASSIGN_OR_RETURN(
+        grpc_,
+        transport::GrpcServer::start(grpc_options(config_), frontend_, transport_metrics_, clock_));
     log_->info("listening: grpc port {}, management port {}", grpc_->port(), management_->port());
     if (options_.port_file.empty()) return absl::OkStatus();
     return write_port_file(options_.port_file, ports());

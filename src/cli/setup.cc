@@ -151,9 +151,11 @@ admission::Limits admission_limits(const ModelFiles& files, const engine::CacheP
   return limits;
 }
 
-transport::GrpcOptions grpc_options(const config::ServerSettings& settings) {
+transport::GrpcOptions grpc_options(const config::Config& config) {
+  const config::ServerSettings& settings = config.server;
   return {.address = settings.grpc_address,
           .reflection = settings.reflection,
+          .log_requests = config.log.requests,
           .max_request_bytes = settings.max_request_bytes,
           .stream_buffer_tokens = settings.stream_buffer_tokens,
           .max_concurrent_streams = settings.max_concurrent_streams,

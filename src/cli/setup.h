@@ -38,7 +38,7 @@ struct ModelFiles {
 [[nodiscard]] admission::Limits admission_limits(const ModelFiles& files,
                                                  const engine::CachePlan& cache);
 
-[[nodiscard]] transport::GrpcOptions grpc_options(const config::ServerSettings& settings);
+[[nodiscard]] transport::GrpcOptions grpc_options(const config::Config& config);
 
 [[nodiscard]] transport::GrpcLimits grpc_limits(const config::ServerSettings& settings);
 

@@ -204,8 +204,12 @@ std::vector<Key> make_schema() {
     choice(kChoice, "log.level", "--log-level", R1D_FIELD(log.level),
            {"trace", "debug", "info", "warn", "error"},
            "The least severe records that are written, to standard error.").live(),
-    choice(kChoice, "log.format", "--log-format", R1D_FIELD(log.format), {"text", "json"},
-           "A readable line, or one JSON object, per record."),
+    choice(kChoice, "log.format", "--log-format", R1D_FIELD(log.format),
+           {"auto", "text", "json"},
+           "A readable line, or one JSON object, per record. auto: text on a terminal, else json."),
+    plain(kBoolean, "log.requests", "--log-requests", R1D_FIELD(log.requests),
+          "Write a record for each finished request: lengths, times, outcome, never its text. Off: "
+          "only for those that failed by a fault of the server."),
   };
 }
 // clang-format on

@@ -36,9 +36,17 @@ absl::StatusOr<Value> range(CallContext& context, const Value&, CallArguments ar
   return make_list(context.meter, std::move(items), false);
 }
 
+// What the template itself says. Data of the request may have been put into it, and an error is no
+// place for them.
+std::string own_words(const Text& text) {
+  std::string words;
+  for (const Segment& segment : text.segments()) words += segment.trusted ? segment.text : "...";
+  return words;
+}
+
 absl::StatusOr<Value> raise_exception(CallContext& context, const Value&, CallArguments arguments) {
   R1D_ASSIGN_OR_RETURN(const TextPtr reason, to_text(context.meter, arguments[0]));
-  return invalid_argument("the template refuses: {}", reason->bytes());
+  return invalid_argument("the template refuses: {}", own_words(*reason));
 }
 
 absl::StatusOr<Value> strftime_now(CallContext& context, const Value&, CallArguments arguments) {

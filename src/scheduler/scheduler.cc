@@ -265,6 +265,7 @@ void Scheduler::Impl::commit(engine::StepOutput output, TimePoint now) {
   batch_.clear();  // its spans end here
   for (size_t i = 0; i < stepping_.size(); ++i) {
     LiveRequest& live = *stepping_[i]->request;
+    stepping_[i]->summary.batch_size = static_cast<int32_t>(stepping_.size());
     take_result(*stepping_[i], std::move(output.tokens[i]), now);
     erase_if_ended(live);
   }

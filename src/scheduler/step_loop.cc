@@ -160,6 +160,11 @@ void StepLoop::Impl::take_in() {
   }
   const TimePoint now = clock_.now();
   for (Request& request : taken.requests) {
+    base::log_event(*log_,
+                    base::LogLevel::debug,
+                    "request enters the queue",
+                    {{"request", request.id}, {"waited_ms", base::log_ms(now - request.arrival)}},
+                    request.trace_id);
     request.sink = std::make_shared<MeteredSink>(request, metrics_);
     R1D_CHECK(scheduler_.add(std::move(request), now).ok());  // it has no bound
   }
@@ -204,6 +209,13 @@ void StepLoop::Impl::publish_step(double seconds) {
   }
   const auto num_sequences = static_cast<int32_t>(scheduler_.batch().size());
   metrics_.step(num_sequences, num_prefill_tokens, num_decode_tokens, seconds);
+  base::log_event(*log_,
+                  base::LogLevel::trace,
+                  "step",
+                  {{"batch_size", num_sequences},
+                   {"prefill_tokens", num_prefill_tokens},
+                   {"decode_tokens", num_decode_tokens},
+                   {"step_ms", base::log_ms(seconds)}});
 }
 
 // Waits for intake, stop, or the time that the scheduler named.

@@ -243,7 +243,7 @@ TEST(ChatTemplateTest, TemplatesWithToolsGetThemAsTheyAre) {
 
 TEST(ChatTemplateTest, ErrorsNameTheMessage) {
   EXPECT_EQ(prompt("deepseek-r1", {{{"user", "a"}, {"critic", "b"}}}),
-            "error: messages[1].role: 'critic' is none of system, user, assistant, tool");
+            "error: messages[1].role: none of system, user, assistant, tool");
   Message wrong = weather_call();
   wrong.role = "user";
   EXPECT_EQ(prompt("deepseek-r1", {{wrong}}),

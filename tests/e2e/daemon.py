@@ -41,7 +41,8 @@ def run(*arguments, limit_s=PATIENCE_S, **options):
 class Daemon:
     """`r1d serve` on a model. Lifecycle: construct (starts) -> wait_ready() -> stop() or kill()."""
 
-    def __init__(self, folder, model, *flags, grpc_port=0, management_port=0, env=None):
+    def __init__(self, folder, model, *flags, grpc_port=0, management_port=0, env=None, output=None):
+        """`output`: a file for standard output and error in place of the one that `log` reads."""
         folder.mkdir(parents=True, exist_ok=True)
         self._port_file = folder / "ports.json"
         self._log = folder / "log"
@@ -54,7 +55,7 @@ class Daemon:
                     "--port-file", str(self._port_file),
                     *map(str, flags),
                 ],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | (env or {}),
+                stdin=subprocess.DEVNULL, stdout=output or log, stderr=output or log, env=os.environ | (env or {}),
             )
 
     @property

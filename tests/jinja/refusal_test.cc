@@ -57,9 +57,11 @@ TEST(RefusalTest, FailuresWhileRenderingNameTheLine) {
             "error: line 3: 'items' is a method of a dict: call it, or write ['items']");
 }
 
-TEST(RefusalTest, TheTextOfRaiseExceptionIsReported) {
-  EXPECT_EQ(test::render("a\n{{ raise_exception('no ' ~ who) }}", {{"who", "tools"}}),
+TEST(RefusalTest, TheTextOfRaiseExceptionIsReportedWithoutTheDataInIt) {
+  EXPECT_EQ(test::render("a\n{{ raise_exception('no ' ~ 'tools') }}"),
             "error: line 2: the template refuses: no tools");
+  EXPECT_EQ(test::render("{{ raise_exception('role ' ~ who ~ '?') }}", {{"who", "a secret"}}),
+            "error: line 1: the template refuses: role ...?");
 }
 
 TEST(RefusalTest, DataThatIsNotUtf8IsRefusedByItsPlace) {

@@ -64,6 +64,7 @@ struct GenerateRequest {
   int32_t priority = 0;
   std::string cache_salt;
   std::string request_id;  // the client's own label, for logs
+  std::string trace_id;    // for logs
   std::optional<TimePoint> deadline;
 };
 
@@ -124,6 +125,7 @@ struct PreparedText {
 // A request that was taken: `id` names it in cancel(), `reader` reads its output.
 struct Accepted {
   RequestId id = 0;
+  int32_t num_prompt_tokens = 0;
   std::unique_ptr<OutputReader> reader;
 };
 

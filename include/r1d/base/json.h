@@ -24,6 +24,7 @@ struct JsonLimits {
   size_t max_depth = 0;
   size_t max_key_bytes = 0;
   int64_t max_values = 0;  // scalars, arrays and objects
+  bool quote = true;       // errors quote the text where it breaks; off for text of clients
 };
 
 // Refuses text over its limits and objects that have a key twice.
@@ -68,6 +69,8 @@ class JsonGuard : public nlohmann::json_sax<Json> {
  private:
   bool scalar(std::optional<int64_t> integer);
   bool count_value();
+  // ` "text"`, or nothing where errors do not quote.
+  [[nodiscard]] std::string quoted(const std::string& text, size_t max_chars) const;
   bool open(bool is_object);
 
   JsonLimits limits_;

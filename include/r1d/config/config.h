@@ -68,7 +68,8 @@ struct ServerSettings {
 
 struct LogSettings {
   std::string level = "info";   // log.level: trace | debug | info | warn | error
-  std::string format = "text";  // log.format: text | json
+  std::string format = "auto";  // log.format: auto (text on a terminal) | text | json
+  bool requests = true;         // log.requests: a record for each finished request
 };
 
 struct Config {

@@ -42,6 +42,7 @@ struct FinishEvent {
   int32_t num_cached_tokens = 0;  // prompt tokens found in the prefix cache
   int32_t num_output_tokens = 0;
   int32_t num_preemptions = 0;
+  int32_t batch_size = 0;  // sequences in its last step; 0 when it never ran
   TimePoint arrival;
   TimePoint first_scheduled;  // == arrival when it never ran
   TimePoint first_token;      // == time when there was none
@@ -66,6 +67,7 @@ struct Request {
   int32_t n = 1;
   int32_t priority = 0;               // lower runs earlier
   std::optional<TimePoint> deadline;  // ends with kDeadline when passed
+  std::string trace_id;               // in log records about the request
   std::string cache_salt;             // requests share cached prefixes only under an equal salt
   bool capture_logits = false;        // self-check: first token of each sequence carries its logits
   TimePoint arrival;

@@ -16,6 +16,7 @@ namespace r1d::transport {
 struct GrpcOptions {
   std::string address = "127.0.0.1:50051";
   bool reflection = true;
+  bool log_requests = true;  // one record a finished request
   int32_t max_request_bytes = 4 << 20;
   int32_t stream_buffer_tokens = 4096;
   int32_t max_concurrent_streams = 1024;

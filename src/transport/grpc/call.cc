@@ -36,8 +36,10 @@ GenerateCall::GenerateCall(const CallTraits& traits,
       context_(context),
       traits_(traits),
       buffer_(traits.num_sequences),
+      labels_(labels_of(context)),
       arrival_(environment.clock.now()),
-      deadline_(deadline()) {}
+      deadline_(deadline()),
+      call_log_(traits.method, environment.trace_ids.next(labels_.trace), arrival_) {}
 
 // The client's deadline, but no later than the server's own limit.
 TimePoint GenerateCall::deadline() const {
@@ -52,6 +54,12 @@ absl::StatusOr<admission::Accepted> GenerateCall::submit(const MakeRequest& make
     R1D_RETURN_IF_ERROR(base::fault_status(base::FaultPoint::kRpc));
     admission::GenerateRequest request = make_request();
     request.deadline = deadline_;
+    if (request.request_id.empty()) request.request_id = labels_.request_id;
+    {
+      const base::MutexLock lock(mu_);
+      request.trace_id = call_log_.trace().trace_id;
+      call_log_.label(request.request_id);
+    }
     return environment_.frontend.submit(request, shared_from_this());
   } catch (...) {
     return base::caught_status();
@@ -61,6 +69,10 @@ absl::StatusOr<admission::Accepted> GenerateCall::submit(const MakeRequest& make
 void GenerateCall::start(const MakeRequest& make_request) {
   environment_.open_calls.add(shared_from_this());
   if (traits_.max_unread_tokens.has_value()) environment_.metrics.streams_open(+1);
+  {
+    const base::MutexLock lock(mu_);
+    context_.AddInitialMetadata("traceparent", base::to_traceparent(call_log_.trace()));
+  }
   auto accepted = submit(make_request);
   std::string name;
   if (accepted.ok()) {
@@ -74,6 +86,7 @@ void GenerateCall::start(const MakeRequest& make_request) {
       id_ = reader_id_ = accepted->id;
       reader_ = std::move(accepted->reader);
       request_name_ = name;
+      call_log_.accepted(name, accepted->num_prompt_tokens);
     } else {
       early_end_ = accepted.status();
     }
@@ -96,8 +109,14 @@ AnswerContext GenerateCall::answer_context() const {
           .call_id = fmt::format("call-{}-{}", environment_.id_prefix, reader_id_)};
 }
 
+void GenerateCall::on_start(int32_t /*index*/, TimePoint time) {
+  const base::MutexLock lock(mu_);
+  call_log_.on_start(time);
+}
+
 void GenerateCall::on_token(scheduler::TokenEvent event) {
   const base::MutexLock lock(mu_);
+  call_log_.on_token(event.time);
   if (is_over()) return;
   try {
     base::hit_fault(base::FaultPoint::kEvent);
@@ -116,7 +135,9 @@ void GenerateCall::on_token(scheduler::TokenEvent event) {
 
 void GenerateCall::on_finish(const scheduler::FinishEvent& event) {
   const base::MutexLock lock(mu_);
+  call_log_.on_finish(event);
   if (is_over()) return;
+  if (absl::IsInternal(event.status)) log_fault(event);
   try {
     buffer_.add(event);
   } catch (...) {
@@ -131,6 +152,16 @@ void GenerateCall::end_event_thrown() {
   early_end_ = base::caught_status();
   buffer_.clear();
   wake();
+}
+
+// One sequence of several may fail while the call goes well.
+void GenerateCall::log_fault(const scheduler::FinishEvent& event) {
+  const std::string error = message_of(event.status);
+  base::log_event(*environment_.log,
+                  base::LogLevel::warn,
+                  "a sequence failed",
+                  {{"index", event.index}, {"error", error}},
+                  call_log_.trace().trace_id);
 }
 
 // Has the dispatcher advance the call. A write under way does so by itself when it ends, but an
@@ -188,7 +219,7 @@ void GenerateCall::cancel_request(const absl::Status& why) {
 
 std::optional<absl::Status> GenerateCall::take_early_end() {
   if (!may_send() || !early_end_.has_value()) return std::nullopt;
-  settled_ = early_end_->code();
+  settled_ = early_end_;
   if (writing_) limit_tail();
   return early_end_;
 }
@@ -199,7 +230,7 @@ std::optional<absl::Status> GenerateCall::end_thrown(bool took_end) {
     const base::MutexLock lock(mu_);
     writing_ = false;  // the message was not made
     if (took_end) {
-      settled_ = why.code();
+      settled_ = why;
       return why;
     }
     if (!is_over()) {
@@ -214,7 +245,7 @@ std::optional<absl::Status> GenerateCall::end_thrown(bool took_end) {
 
 absl::Status GenerateCall::take_end() {
   absl::Status status = buffer_.status();
-  settled_ = status.code();
+  settled_ = status;
   id_ = 0;
   return status;
 }
@@ -233,9 +264,11 @@ void GenerateCall::close() {
   std::shared_ptr<GenerateCall> last_share;  // let go after the lock
   const base::MutexLock lock(mu_);
   tail_alarm_.reset();
-  environment_.metrics.request(traits_.method,
-                               code_name(settled_.value_or(absl::StatusCode::kUnknown)),
-                               seconds_between(arrival_, environment_.clock.now()));
+  const TimePoint end = environment_.clock.now();
+  const absl::Status status = settled_.value_or(absl::UnknownError("the call ended without one"));
+  environment_.metrics.request(
+      traits_.method, code_name(status.code()), seconds_between(arrival_, end));
+  call_log_.write(*environment_.log, environment_.options.log_requests, status, end);
   if (traits_.max_unread_tokens.has_value()) environment_.metrics.streams_open(-1);
   environment_.open_calls.remove(this);
   last_share = std::move(grpc_share_);

@@ -14,11 +14,15 @@
 
 #include "r1d/admission/frontend.h"
 #include "r1d/base/clock.h"
+#include "r1d/base/log.h"
 #include "r1d/base/mutex.h"
+#include "r1d/base/trace_context.h"
 #include "r1d/telemetry/metrics.h"
 #include "r1d/transport/grpc_server.h"
 #include "r1d/v1/inference.pb.h"
 
+#include "transport/grpc/call_labels.h"
+#include "transport/grpc/call_log.h"
 #include "transport/grpc/convert.h"
 #include "transport/grpc/dispatcher.h"
 #include "transport/grpc/open_calls.h"
@@ -43,6 +47,8 @@ struct CallEnvironment {
   telemetry::TransportMetrics& metrics;
   const Clock& clock;
   std::string id_prefix;  // tells the request ids of two runs of the daemon apart
+  base::TraceIds trace_ids;
+  std::shared_ptr<spdlog::logger> log;
   Dispatcher dispatcher;
   OpenCalls open_calls;
   LiveLimits limits{options};
@@ -81,6 +87,7 @@ class GenerateCall : public scheduler::OutputSink,
   // Ends the call with `why`, unless all of its answer is there to be read.
   void end_unless_complete(const absl::Status& why);
 
+  void on_start(int32_t index, TimePoint time) final;
   void on_token(scheduler::TokenEvent event) final;
   void on_finish(const scheduler::FinishEvent& event) final;
   void run() final;
@@ -138,7 +145,9 @@ class GenerateCall : public scheduler::OutputSink,
   void wake() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void limit_tail() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void cancel_request(const absl::Status& why);
+  void log_fault(const scheduler::FinishEvent& event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
+  const CallLabels labels_;
   const TimePoint arrival_;
   const TimePoint deadline_;
   RequestId id_ ABSL_GUARDED_BY(mu_) = 0;  // 0: not with the scheduler
@@ -148,7 +157,8 @@ class GenerateCall : public scheduler::OutputSink,
   bool started_ ABSL_GUARDED_BY(mu_) = false;
   bool queued_ ABSL_GUARDED_BY(mu_) = false;  // at the dispatcher
   std::optional<absl::Status> early_end_ ABSL_GUARDED_BY(mu_);
-  std::optional<absl::StatusCode> settled_ ABSL_GUARDED_BY(mu_);  // the status was taken
+  std::optional<absl::Status> settled_ ABSL_GUARDED_BY(mu_);  // the status was taken
+  CallLog call_log_ ABSL_GUARDED_BY(mu_);
   std::optional<grpc::Alarm> tail_alarm_ ABSL_GUARDED_BY(mu_);
   std::shared_ptr<GenerateCall> grpc_share_ ABSL_GUARDED_BY(mu_);
 };

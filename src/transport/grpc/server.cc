@@ -23,8 +23,11 @@
 #include "r1d/v1/inference.grpc.pb.h"
 
 #include "transport/grpc/call.h"
+#include "transport/grpc/call_labels.h"
+#include "transport/grpc/call_log.h"
 #include "transport/grpc/convert.h"
 #include "transport/grpc/generate.h"
+#include "transport/grpc/library_logs.h"
 #include "transport/grpc/status.h"
 
 namespace r1d::transport {
@@ -47,6 +50,9 @@ grpc::ServerUnaryReactor* answer(const char* method,
     return work();
   });
   environment.metrics.request(method, code_name(status.code()), 0);
+  const base::TraceContext trace = environment.trace_ids.next(labels_of(context).trace);
+  context.AddInitialMetadata("traceparent", base::to_traceparent(trace));
+  log_answer(*environment.log, method, trace, status);
   grpc::ServerUnaryReactor* reactor = context.DefaultReactor();
   reactor->Finish(to_grpc_status(status, context));
   return reactor;
@@ -289,13 +295,26 @@ std::string random_prefix() {
   return fmt::format("{:08x}", device());
 }
 
+uint64_t random_seed() {
+  std::random_device device;
+  return (static_cast<uint64_t>(device()) << 32) | device();
+}
+
 class GrpcServerImpl final : public GrpcServer {
  public:
   GrpcServerImpl(const GrpcOptions& options,
                  admission::Frontend& frontend,
                  telemetry::TransportMetrics& metrics,
                  const Clock& clock)
-      : environment_{options, frontend, metrics, clock, random_prefix(), {}, {}},
+      : environment_{options,
+                     frontend,
+                     metrics,
+                     clock,
+                     random_prefix(),
+                     base::TraceIds(random_seed()),
+                     log_,
+                     {},
+                     {}},
         service_(environment_) {}
 
   ~GrpcServerImpl() override { shutdown(std::chrono::milliseconds(0)); }
@@ -380,6 +399,7 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::start(const GrpcOptions&
                                                               admission::Frontend& frontend,
                                                               telemetry::TransportMetrics& metrics,
                                                               const Clock& clock) {
+  route_library_logs();
   enable_health();
   auto server = std::make_unique<GrpcServerImpl>(options, frontend, metrics, clock);
   R1D_RETURN_IF_ERROR(server->listen());
