@@ -88,6 +88,7 @@ class Daemon {
     running_loop_.store(loop_.get());
     frontend_.attach(admission_limits(files_, engine_->cache()), files_.text, *loop_);
     grpc_->model_loaded(served_model(files_, config_, *engine_));
+    registry_.add_dialects(metric_labels(files_, config_, *engine_));
     startup_metrics_.ready(true);
     log_->info("ready: {} on {}, {} ranks, {} KV blocks of {} tokens, max_model_len {}",
                files_.name,
@@ -124,14 +125,19 @@ class Daemon {
             {"/version", [] { return version(); }}};
   }
 
-  HttpReply metrics() const {
+  HttpReply metrics() {
+    startup_metrics_.live(live());
     return {.content_type = "text/plain; version=0.0.4; charset=utf-8", .body = registry_.render()};
   }
 
   // Loading never fails liveness: a restart would only begin it again.
-  HttpReply liveness() const {
+  [[nodiscard]] bool live() const {
     const scheduler::StepLoop* loop = running_loop_.load();
-    if (loop == nullptr || loop->alive(config_.server.liveness_timeout)) return {.body = "ok\n"};
+    return loop == nullptr || loop->alive(config_.server.liveness_timeout);
+  }
+
+  HttpReply liveness() const {
+    if (live()) return {.body = "ok\n"};
     return {.status = 503,
             .body = fmt::format("the step loop has not moved for {} ms\n",
                                 config_.server.liveness_timeout.count())};

@@ -47,6 +47,7 @@ TimePoint GenerateCall::deadline() const {
 
 void GenerateCall::start(admission::GenerateRequest request) {
   environment_.open_calls.add();
+  environment_.metrics.started(traits_.method);
   if (traits_.max_unread_tokens.has_value()) environment_.metrics.streams_open(+1);
   request.deadline = deadline_;
   auto accepted = environment_.frontend.submit(request, shared_from_this());

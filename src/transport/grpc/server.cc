@@ -39,6 +39,7 @@ grpc::ServerUnaryReactor* answer(const char* method,
                                  const absl::Status& status,
                                  CallEnvironment& environment,
                                  grpc::CallbackServerContext& context) {
+  environment.metrics.started(method);
   environment.metrics.request(method, code_name(status.code()), 0);
   grpc::ServerUnaryReactor* reactor = context.DefaultReactor();
   reactor->Finish(to_grpc_status(status, context));
