@@ -236,8 +236,8 @@ SampledToken sample_token(std::span<float> logits,
     sampled.token = Candidates(logits, params)
                         .draw(base::random_unit(params.seed, static_cast<uint64_t>(num_output)));
   }
-  const auto chosen = static_cast<size_t>(sampled.token);
-  sampled.logprob = static_cast<float>((raw.empty() ? logits : std::span(raw))[chosen] - log_total);
+  const float logit = (raw.empty() ? logits : std::span(raw))[static_cast<size_t>(sampled.token)];
+  sampled.logprob = static_cast<float>(std::min(logit - log_total, 0.0));  // the sum is rounded
   return sampled;
 }
 
