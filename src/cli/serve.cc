@@ -53,6 +53,7 @@ class Daemon {
   absl::Status bind() {
     log_->info("r1d {} starting, pid {}", base::version(), getpid());
     const std::string faults = base::armed_fault_specs();
+    startup_metrics_.live(true);
     if (!faults.empty()) log_->warn("armed faults: {}; not for production", faults);
     R1D_ASSIGN_OR_RETURN(management_,
                          transport::ManagementServer::start(
@@ -96,6 +97,7 @@ class Daemon {
     loop_->start();
     frontend_.attach(admission_limits(files_, engine_->cache()), files_.text, *loop_);
     grpc_->model_loaded(served_model(files_, config_, *engine_));
+    registry_.add_dialects(metric_labels(files_, config_, *engine_));
     startup_metrics_.ready(true);
     watch_ = std::make_unique<StallWatch>(
         config_.server.liveness_timeout,
@@ -200,6 +202,7 @@ class Daemon {
     draining_ = change.draining.value_or(draining_);
     stalled_ = change.stalled.value_or(stalled_);
     startup_metrics_.ready(!draining_ && !stalled_);
+    startup_metrics_.live(!stalled_);
     grpc_->set_serving(!draining_ && !stalled_);
   }
 

@@ -192,4 +192,25 @@ transport::ServedModel served_model(const ModelFiles& files,
           .device = engine.device()};
 }
 
+telemetry::ModelLabels metric_labels(const ModelFiles& files,
+                                     const config::Config& config,
+                                     const engine::Engine& engine) {
+  const engine::EngineOptions options = engine_options(config);
+  telemetry::ModelLabels labels{
+      .name = files.name,
+      .quantization = weight_dtype(*files.weights),
+      .devices = {},
+      .block_size = options.block_size,
+      .num_blocks = engine.cache().num_blocks,
+      .cache_dtype = options.kv_cache_dtype == DType::kBF16 ? "bf16" : "f32",
+      .prefix_cache = config.scheduler.prefix_cache};
+  if (options.device == engine::Device::kCpu) {
+    labels.devices = {"cpu"};
+  } else {
+    for (int32_t rank = 0; rank < options.world_size; ++rank)
+      labels.devices.push_back(fmt::format("cuda:{}", rank));
+  }
+  return labels;
+}
+
 }  // namespace r1d::cli

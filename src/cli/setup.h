@@ -12,6 +12,7 @@
 #include "r1d/config/config.h"
 #include "r1d/engine/engine.h"
 #include "r1d/scheduler/scheduler.h"
+#include "r1d/telemetry/metrics.h"
 #include "r1d/transport/grpc_server.h"
 
 namespace r1d::cli {
@@ -45,5 +46,9 @@ struct ModelFiles {
 [[nodiscard]] transport::ServedModel served_model(const ModelFiles& files,
                                                   const config::Config& config,
                                                   const engine::Engine& engine);
+
+[[nodiscard]] telemetry::ModelLabels metric_labels(const ModelFiles& files,
+                                                   const config::Config& config,
+                                                   const engine::Engine& engine);
 
 }  // namespace r1d::cli

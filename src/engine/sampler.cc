@@ -8,14 +8,15 @@
 #include "r1d/base/random.h"
 #include "r1d/base/status.h"
 #include "r1d/engine/sampling.h"
+#include "r1d/ops/cpu_ops.h"
 
 namespace r1d::engine {
 namespace {
 
 constexpr float kMasked = -std::numeric_limits<float>::infinity();
 
-// log of the sum of exp over the row, in double: V is up to 129280.
-double log_sum_exp(std::span<const float> logits, float highest) {
+// log of the sum of exp over the row, in double: V is up to 129280. For clients that ask.
+double exact_log_sum_exp(std::span<const float> logits, float highest) {
   double sum = 0;
   for (const float logit : logits) sum += std::exp(static_cast<double>(logit) - highest);
   return highest + std::log(sum);
@@ -79,6 +80,12 @@ void apply_bias_and_masks(std::span<float> logits,
   for (const TokenId stop : params.stop_token_ids) {
     if (static_cast<size_t>(stop) < logits.size()) logits[static_cast<size_t>(stop)] = kMasked;
   }
+}
+
+bool has_edits(int32_t num_output, const SamplingParams& params) {
+  return params.repetition_penalty != 1 || params.frequency_penalty != 0 ||
+         params.presence_penalty != 0 || !params.logit_bias.empty() ||
+         num_output < params.min_tokens;
 }
 
 TokenId argmax(std::span<const float> logits) {
@@ -201,14 +208,16 @@ SampledToken sample_token(std::span<float> logits,
   if (!sampled.status.ok()) return sampled;
 
   const bool wants_logprobs = params.num_logprobs >= 0;
-  double log_total = 0;
-  std::vector<float> raw;
-  if (wants_logprobs) {
-    log_total = log_sum_exp(logits, *std::max_element(logits.begin(), logits.end()));
-    sampled.top = top_logprobs(logits, params.num_logprobs, log_total);
-    raw.assign(logits.begin(), logits.end());
-  }
   const int32_t num_output = static_cast<int32_t>(history.size()) - num_prompt_tokens;
+  double log_total = 0;
+  if (wants_logprobs) {
+    log_total = exact_log_sum_exp(logits, *std::max_element(logits.begin(), logits.end()));
+    sampled.top = top_logprobs(logits, params.num_logprobs, log_total);
+  } else {
+    log_total = ops::log_sum_exp(logits);
+  }
+  std::vector<float> raw;  // where the row is about to change
+  if (has_edits(num_output, params)) raw.assign(logits.begin(), logits.end());
   apply_penalties(logits, history, num_prompt_tokens, params);
   apply_bias_and_masks(logits, num_output, params);
 
@@ -227,9 +236,8 @@ SampledToken sample_token(std::span<float> logits,
     sampled.token = Candidates(logits, params)
                         .draw(base::random_unit(params.seed, static_cast<uint64_t>(num_output)));
   }
-  if (wants_logprobs) {
-    sampled.logprob = static_cast<float>(raw[static_cast<size_t>(sampled.token)] - log_total);
-  }
+  const float logit = (raw.empty() ? logits : std::span(raw))[static_cast<size_t>(sampled.token)];
+  sampled.logprob = static_cast<float>(std::min(logit - log_total, 0.0));  // the sum is rounded
   return sampled;
 }
 

@@ -11,11 +11,11 @@
 
 namespace r1d::scheduler {
 
-// Stands before a request's sink and feeds the latency metrics from the events' own times.
-// Threads: the step loop's, as any sink.
+// Stands before a request's sink and feeds the metrics of requests and sequences, latencies from
+// the events' own times. Threads: the step loop's, as any sink.
 class MeteredSink final : public OutputSink {
  public:
-  // `metrics` outlives the sink. `request` gives the sink behind, n and the arrival.
+  // `metrics` outlives the sink. `request` gives the sink behind, and what the client asks for.
   MeteredSink(const Request& request, telemetry::EngineMetrics& metrics);
 
   void on_start(int32_t index, TimePoint time) override;
@@ -23,10 +23,19 @@ class MeteredSink final : public OutputSink {
   void on_finish(const FinishEvent& event) override;
 
  private:
+  struct Sequence {
+    std::optional<TimePoint> last_token;
+    double sum_logprob = 0;
+    int32_t num_logprobs = 0;
+  };
+
   const std::shared_ptr<OutputSink> sink_;  // shared as in Request
   telemetry::EngineMetrics& metrics_;
   const TimePoint arrival_;
-  std::vector<std::optional<TimePoint>> last_token_;  // by sequence
+  const int64_t num_prompt_tokens_;
+  std::vector<Sequence> sequences_;
+  size_t num_finished_ = 0;
+  int64_t longest_output_ = 0;
 };
 
 }  // namespace r1d::scheduler

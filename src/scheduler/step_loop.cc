@@ -133,6 +133,7 @@ bool StepLoop::Impl::step() {
     wait_for_event(decision);
     return true;
   }
+  metrics_.step_begins();
   absl::StatusOr<engine::StepOutput> output = executor_.execute(scheduler_.batch());
   if (!output.ok()) {
     fail(output.status());
@@ -268,6 +269,7 @@ absl::Status StepLoop::Impl::submit(Request request) {
   const int64_t num_waiting =
       static_cast<int64_t>(intake_.requests.size()) + stats_.num_queued_requests;
   if (num_waiting >= max_waiting_) {
+    metrics_.refused();
     return resource_exhausted(
         "the waiting queue is full: {} requests wait, {} may", num_waiting, max_waiting_);
   }

@@ -9,6 +9,7 @@
 
 #include "telemetry/buckets.h"
 #include "telemetry/label_set.h"
+#include "telemetry/minute_window.h"
 #include "telemetry/registry.h"
 
 namespace r1d::telemetry {
@@ -28,11 +29,11 @@ constexpr Family kStepTokens{"r1d_step_tokens",
 constexpr Family kStepSequences{"r1d_step_sequences", "Sequences in a step's batch."};
 constexpr Family kTokens{"r1d_tokens_total",
                          "Tokens by kind. Counted at each step: prefill (prompt tokens computed, "
-                         "again after a preemption), "
-                         "decode (tokens computed one a sequence). Counted when a sequence "
-                         "finishes: prompt (its prompt), "
-                         "cached (the part of the prompt found in the prefix cache), output "
-                         "(tokens it produced). Kinds overlap: do not add them."};
+                         "again after a preemption), decode (tokens computed one a sequence), "
+                         "output (tokens produced), prompt (the whole prompt, when a sequence's "
+                         "first token comes). Counted when a sequence finishes: cached (the part "
+                         "of its prompt found in the prefix cache). Kinds overlap: do not add "
+                         "them."};
 constexpr Family kTimeToFirstToken{"r1d_time_to_first_token_seconds",
                                    "TTFT: from a request's arrival to its first output token."};
 constexpr Family kInterTokenLatency{"r1d_inter_token_latency_seconds",
@@ -43,8 +44,30 @@ constexpr Family kTimePerOutputToken{
 constexpr Family kRequestSeconds{
     "r1d_request_seconds",
     "From a request's arrival to the end of a sequence of it, whatever the reason."};
+constexpr Family kPrefillSeconds{"r1d_prefill_seconds",
+                                 "From a sequence's first step to its first output token, "
+                                 "preemptions included. Observed when it finishes."};
+constexpr Family kDecodeSeconds{"r1d_decode_seconds",
+                                "From a sequence's first output token to its last. Observed when "
+                                "it finishes."};
+constexpr Family kInferenceSeconds{"r1d_inference_seconds",
+                                   "From a sequence's first step to its last output token. "
+                                   "Observed when it finishes."};
+constexpr Family kMeanLogprob{
+    "r1d_output_mean_logprob",
+    "Output confidence: the mean natural log-probability of a finished sequence's tokens in the "
+    "raw distribution, before temperature and cuts. Of every sequence on the CPU; on a GPU of "
+    "those that asked for logprobs. The sum falls: use delta(), not rate(), on it."};
 constexpr Family kPromptTokens{"r1d_prompt_tokens", "Prompt tokens of a finished sequence."};
 constexpr Family kOutputTokens{"r1d_output_tokens", "Output tokens of a finished sequence."};
+constexpr Family kLongestOutput{"r1d_longest_output_tokens",
+                                "Output tokens of a finished request's longest sequence."};
+constexpr Family kRequestMaxTokens{"r1d_request_max_tokens",
+                                   "The most output tokens that a request allows each sequence."};
+constexpr Family kRequestSequences{"r1d_request_sequences",
+                                   "Sequences that a request asks for (n)."};
+constexpr Family kRefused{"r1d_requests_refused_total",
+                          "Requests refused because the waiting queue was full."};
 constexpr Family kFinished{"r1d_finished_total", "Finished sequences by finish reason."};
 constexpr Family kKvBlocks{
     "r1d_kv_blocks",
@@ -58,6 +81,10 @@ constexpr Family kPreemptions{
     "r1d_preemptions_total",
     "Running sequences whose blocks were taken back, to be computed again later."};
 
+constexpr Family kBusy{"r1d_engine_busy_ratio",
+                       "Share of the last minute in which a step was running, 0 to 1, the step in "
+                       "flight included."};
+
 // scheduler::finish_reason_name
 constexpr LabelSet<5> kReasons{{"stop", "length", "cancelled", "deadline", "error"}};
 
@@ -68,7 +95,7 @@ class EngineMetrics::Impl {
   explicit Impl(Registry::Impl& registry)
       : waiting(registry.gauge(kWaiting)),
         running(registry.gauge(kRunning)),
-        queue_wait(registry.histogram(kQueueWait, latency_buckets())),
+        queue_wait(registry.histogram(kQueueWait, request_buckets())),
         step_seconds(registry.histogram(kStepSeconds, step_buckets())),
         step_tokens(registry.histogram(kStepTokens, powers_of_two(1 << 17))),
         step_sequences(registry.histogram(kStepSequences, powers_of_two(1 << 12))),
@@ -77,18 +104,29 @@ class EngineMetrics::Impl {
         prompt_tokens_total(registry.counter(kTokens, {{"kind", "prompt"}})),
         cached_tokens_total(registry.counter(kTokens, {{"kind", "cached"}})),
         output_tokens_total(registry.counter(kTokens, {{"kind", "output"}})),
-        time_to_first_token(registry.histogram(kTimeToFirstToken, latency_buckets())),
+        time_to_first_token(registry.histogram(kTimeToFirstToken, first_token_buckets())),
         inter_token_latency(registry.histogram(kInterTokenLatency, token_gap_buckets())),
         time_per_output_token(registry.histogram(kTimePerOutputToken, token_gap_buckets())),
         request_seconds(registry.histogram(kRequestSeconds, request_buckets())),
+        prefill_seconds(registry.histogram(kPrefillSeconds, request_buckets())),
+        decode_seconds(registry.histogram(kDecodeSeconds, request_buckets())),
+        inference_seconds(registry.histogram(kInferenceSeconds, request_buckets())),
+        mean_logprob(registry.histogram(kMeanLogprob, logprob_buckets())),
         prompt_tokens(registry.histogram(kPromptTokens, token_count_buckets())),
         output_tokens(registry.histogram(kOutputTokens, token_count_buckets())),
+        longest_output(registry.histogram(kLongestOutput, token_count_buckets())),
+        request_max_tokens(registry.histogram(kRequestMaxTokens, token_count_buckets())),
+        request_sequences(registry.histogram(kRequestSequences, sequence_count_buckets())),
+        refused(registry.counter(kRefused)),
         blocks_used(registry.gauge(kKvBlocks, {{"state", "used"}})),
         blocks_cached(registry.gauge(kKvBlocks, {{"state", "cached"}})),
         blocks_free(registry.gauge(kKvBlocks, {{"state", "free"}})),
         prefix_queries(registry.counter(kPrefixQueries)),
         prefix_hits(registry.counter(kPrefixHits)),
-        preemptions(registry.counter(kPreemptions)) {
+        preemptions(registry.counter(kPreemptions)),
+        busy(std::make_shared<BusyMeter>(registry.clock())) {
+    prometheus::Gauge& busy_ratio = registry.gauge(kBusy);
+    registry.at_scrape([meter = busy, &busy_ratio] { busy_ratio.Set(meter->ratio()); });
     for (size_t i = 0; i < finished.size(); ++i) {
       finished[i] = &registry.counter(kFinished, {{"reason", std::string(kReasons.value(i))}});
     }
@@ -118,14 +156,23 @@ class EngineMetrics::Impl {
   prometheus::Histogram& inter_token_latency;
   prometheus::Histogram& time_per_output_token;
   prometheus::Histogram& request_seconds;
+  prometheus::Histogram& prefill_seconds;
+  prometheus::Histogram& decode_seconds;
+  prometheus::Histogram& inference_seconds;
+  prometheus::Histogram& mean_logprob;
   prometheus::Histogram& prompt_tokens;
   prometheus::Histogram& output_tokens;
+  prometheus::Histogram& longest_output;
+  prometheus::Histogram& request_max_tokens;
+  prometheus::Histogram& request_sequences;
+  prometheus::Counter& refused;
   prometheus::Gauge& blocks_used;
   prometheus::Gauge& blocks_cached;
   prometheus::Gauge& blocks_free;
   prometheus::Counter& prefix_queries;
   prometheus::Counter& prefix_hits;
   prometheus::Counter& preemptions;
+  const std::shared_ptr<BusyMeter> busy;  // shared with the registry, which asks it at each scrape
   std::array<prometheus::Counter*, decltype(kReasons)::kSize> finished{};
 
  private:
@@ -136,10 +183,15 @@ class EngineMetrics::Impl {
 EngineMetrics::EngineMetrics(Registry& registry) : impl_(std::make_unique<Impl>(registry.impl())) {}
 EngineMetrics::~EngineMetrics() = default;
 
+void EngineMetrics::step_begins() {
+  impl_->busy->begin();
+}
+
 void EngineMetrics::step(int32_t num_sequences,
                          int32_t num_prefill_tokens,
                          int32_t num_decode_tokens,
                          double seconds) {
+  impl_->busy->end();
   impl_->step_seconds.Observe(seconds);
   impl_->step_sequences.Observe(num_sequences);
   impl_->step_tokens.Observe(static_cast<double>(num_prefill_tokens) + num_decode_tokens);
@@ -157,27 +209,47 @@ void EngineMetrics::gauges(const Gauges& now) {
   impl_->advance_totals(now);
 }
 
+void EngineMetrics::accepted(int32_t num_sequences, int32_t max_tokens) {
+  impl_->request_sequences.Observe(num_sequences);
+  impl_->request_max_tokens.Observe(max_tokens);
+}
+
+void EngineMetrics::refused() {
+  impl_->refused.Increment();
+}
+
 void EngineMetrics::queue_wait(double seconds) {
   impl_->queue_wait.Observe(seconds);
 }
 
-void EngineMetrics::time_to_first_token(double seconds) {
+void EngineMetrics::first_token(double seconds, int64_t prompt_tokens) {
   impl_->time_to_first_token.Observe(seconds);
+  impl_->prompt_tokens_total.Increment(static_cast<double>(prompt_tokens));
+  impl_->output_tokens_total.Increment();
 }
 
-void EngineMetrics::inter_token_latency(double seconds) {
+void EngineMetrics::next_token(double seconds) {
   impl_->inter_token_latency.Observe(seconds);
+  impl_->output_tokens_total.Increment();
 }
 
 void EngineMetrics::finished(const Finished& sequence) {
   impl_->finished[kReasons.index(sequence.reason)]->Increment();
   impl_->request_seconds.Observe(sequence.e2e_seconds);
-  if (sequence.tpot_seconds >= 0) impl_->time_per_output_token.Observe(sequence.tpot_seconds);
+  if (const auto& phases = sequence.phases) {
+    impl_->prefill_seconds.Observe(phases->prefill_seconds);
+    impl_->decode_seconds.Observe(phases->decode_seconds);
+    impl_->inference_seconds.Observe(phases->prefill_seconds + phases->decode_seconds);
+  }
+  if (sequence.tpot_seconds) impl_->time_per_output_token.Observe(*sequence.tpot_seconds);
+  if (sequence.mean_logprob) impl_->mean_logprob.Observe(*sequence.mean_logprob);
   impl_->prompt_tokens.Observe(static_cast<double>(sequence.prompt_tokens));
   impl_->output_tokens.Observe(static_cast<double>(sequence.output_tokens));
-  impl_->prompt_tokens_total.Increment(static_cast<double>(sequence.prompt_tokens));
   impl_->cached_tokens_total.Increment(static_cast<double>(sequence.cached_tokens));
-  impl_->output_tokens_total.Increment(static_cast<double>(sequence.output_tokens));
+}
+
+void EngineMetrics::request_finished(int64_t longest_output_tokens) {
+  impl_->longest_output.Observe(static_cast<double>(longest_output_tokens));
 }
 
 }  // namespace r1d::telemetry

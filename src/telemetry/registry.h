@@ -3,16 +3,24 @@
 // they are built, and keep the references: a series lives as long as the registry.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
+#include <absl/base/thread_annotations.h>
 #include <prometheus/counter.h>
 #include <prometheus/gauge.h>
 #include <prometheus/histogram.h>
 #include <prometheus/labels.h>
 #include <prometheus/registry.h>
 
+#include "r1d/base/clock.h"
+#include "r1d/base/mutex.h"
 #include "r1d/telemetry/metrics.h"
+
+#include "telemetry/dialects.h"
 
 namespace r1d::telemetry {
 
@@ -27,6 +35,10 @@ struct Family {
 // Threads: safe. Asking again for the same family and labels gives the same series.
 class Registry::Impl {
  public:
+  explicit Impl(const Clock* clock) : clock_(clock != nullptr ? *clock : own_clock_) {}
+
+  [[nodiscard]] const Clock& clock() const { return clock_; }
+
   prometheus::Counter& counter(const Family& family, const prometheus::Labels& labels = {}) {
     return prometheus::BuildCounter()
         .Name(family.name)
@@ -51,12 +63,28 @@ class Registry::Impl {
         .Add(labels, buckets);
   }
 
-  [[nodiscard]] std::vector<prometheus::MetricFamily> collect() const {
-    return registry_.Collect();
+  // Calls `update` before each scrape: for what is only known when somebody asks. It must own what
+  // it touches, other than series.
+  void at_scrape(std::function<void()> update) {
+    base::MutexLock lock(mu_);
+    updates_.push_back(std::move(update));
   }
 
+  void add_dialects(const ModelLabels& model) {
+    base::MutexLock lock(mu_);
+    dialects_ = std::make_unique<const Dialects>(model);
+  }
+
+  // Every family, sorted by name, so that two scrapes list them in the same order.
+  [[nodiscard]] std::vector<prometheus::MetricFamily> collect();
+
  private:
+  const SteadyClock own_clock_;
+  const Clock& clock_;
   prometheus::Registry registry_;
+  base::Mutex mu_;
+  std::vector<std::function<void()>> updates_ ABSL_GUARDED_BY(mu_);
+  std::unique_ptr<const Dialects> dialects_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace r1d::telemetry

@@ -11,6 +11,8 @@ constexpr Family kLoadProgress{"r1d_load_progress_ratio",
 constexpr Family kLoadSeconds{"r1d_load_seconds",
                               "How long loading the weights took; 0 until it is done."};
 constexpr Family kReady{"r1d_ready", "1 while new requests are taken, else 0."};
+constexpr Family kLive{"r1d_live",
+                       "1 while /livez answers 200: loading, idle, or steps move on; else 0."};
 constexpr Family kBuildInfo{"r1d_build_info",
                             "Always 1; the label names the version of the daemon."};
 
@@ -21,13 +23,16 @@ class StartupMetrics::Impl {
   Impl(Registry::Impl& registry, const std::string& version)
       : load_progress(registry.gauge(kLoadProgress)),
         load_seconds(registry.gauge(kLoadSeconds)),
-        ready(registry.gauge(kReady)) {
+        ready(registry.gauge(kReady)),
+        live(registry.gauge(kLive)) {
+    live.Set(1);
     registry.gauge(kBuildInfo, {{"version", version}}).Set(1);
   }
 
   prometheus::Gauge& load_progress;
   prometheus::Gauge& load_seconds;
   prometheus::Gauge& ready;
+  prometheus::Gauge& live;
 };
 
 StartupMetrics::StartupMetrics(Registry& registry, const std::string& version)
@@ -42,6 +47,9 @@ void StartupMetrics::load_seconds(double seconds) {
 }
 void StartupMetrics::ready(bool ready) {
   impl_->ready.Set(ready ? 1 : 0);
+}
+void StartupMetrics::live(bool live) {
+  impl_->live.Set(live ? 1 : 0);
 }
 
 }  // namespace r1d::telemetry

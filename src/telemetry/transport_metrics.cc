@@ -1,16 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <array>
+#include <memory>
 #include <string>
 
 #include "r1d/telemetry/metrics.h"
 
 #include "telemetry/buckets.h"
 #include "telemetry/label_set.h"
+#include "telemetry/minute_window.h"
 #include "telemetry/registry.h"
 
 namespace r1d::telemetry {
 namespace {
 
+constexpr Family kStarted{"r1d_rpc_started_total", "gRPC calls that came in, by method."};
+// A rate by itself is for those who cannot ask Prometheus for one.
+constexpr Family kRequestRate{
+    "deepseek_request_rate",
+    "gRPC calls that came in, a second, over the last minute, by the method called: as "
+    "rate(r1d_rpc_started_total[1m])."};
 constexpr Family kRpcs{"r1d_rpc_total", "Finished gRPC calls by method and status code."};
 constexpr Family kRpcSeconds{
     "r1d_rpc_seconds",
@@ -19,7 +27,14 @@ constexpr Family kStreamsOpen{"r1d_streams_open", "Response streams that have no
 constexpr Family kSlowConsumers{"r1d_slow_consumers_total",
                                 "Streams ended because the client read slower than tokens came."};
 
-constexpr LabelSet<4> kMethods{{"Generate", "GenerateOnce", "GetModel", "GetServerInfo"}};
+constexpr LabelSet<8> kMethods{{"Generate",
+                                "GenerateOnce",
+                                "Chat",
+                                "ChatOnce",
+                                "Tokenize",
+                                "Detokenize",
+                                "GetModel",
+                                "GetServerInfo"}};
 
 // grpc/statuscodes: the canonical names of 0 .. 16.
 constexpr LabelSet<17> kCodes{{"OK",
@@ -41,6 +56,8 @@ constexpr LabelSet<17> kCodes{{"OK",
                                "UNAUTHENTICATED"}};
 
 struct Method {
+  prometheus::Counter* started = nullptr;
+  std::shared_ptr<RateMeter> rate;  // shared with the registry, which asks it at each scrape
   std::array<prometheus::Counter*, decltype(kCodes)::kSize> by_code{};
   prometheus::Histogram* seconds = nullptr;
 };
@@ -63,6 +80,10 @@ class TransportMetrics::Impl {
   void add_method(Registry::Impl& registry, size_t index) {
     const std::string name(kMethods.value(index));
     Method& method = methods[index];
+    method.started = &registry.counter(kStarted, {{"method", name}});
+    method.rate = std::make_shared<RateMeter>(registry.clock());
+    prometheus::Gauge& rate = registry.gauge(kRequestRate, {{"service", name}});
+    registry.at_scrape([meter = method.rate, &rate] { rate.Set(meter->per_second()); });
     method.seconds = &registry.histogram(kRpcSeconds, request_buckets(), {{"method", name}});
     for (size_t code = 0; code < method.by_code.size(); ++code) {
       method.by_code[code] =
@@ -74,6 +95,12 @@ class TransportMetrics::Impl {
 TransportMetrics::TransportMetrics(Registry& registry)
     : impl_(std::make_unique<Impl>(registry.impl())) {}
 TransportMetrics::~TransportMetrics() = default;
+
+void TransportMetrics::started(const char* method) {
+  const Method& called = impl_->methods[kMethods.index(method)];
+  called.started->Increment();
+  called.rate->count();
+}
 
 void TransportMetrics::request(const char* method, const char* code, double seconds) {
   const Method& called = impl_->methods[kMethods.index(method)];

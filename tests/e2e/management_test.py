@@ -18,7 +18,7 @@ DOCUMENT = r1d.GOLDEN.parents[2] / "docs" / "metrics.md"
 
 def documented():
     """{series: (type, {label: its values, or none where they are open})} of docs/metrics.md."""
-    row = re.compile(r"\| `(\w+)` \| (counter|gauge|histogram) \| ([^|]*)\|")
+    row = re.compile(r"\| `([\w:]+)` \| (counter|gauge|histogram) \| ([^|]*)\|")
     label = re.compile(r"`(\w+)`(?:: ([^;]+))?")
     return {
         name: (kind, {key: set(values.strip().split(", ")) if values else None for key, values in label.findall(labels)})

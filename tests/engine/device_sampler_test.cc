@@ -122,7 +122,7 @@ TEST(DeviceSamplerTest, LogProbabilitiesComeWithTheirTokens) {
   request.top_tokens = {5, 6};
   request.top_logprobs = {-0.5F, -1.5F};
   const SampledToken sampled = sampled_token(request, 0);
-  EXPECT_FLOAT_EQ(sampled.logprob, -0.5F);
+  EXPECT_FLOAT_EQ(*sampled.logprob, -0.5F);
   ASSERT_EQ(sampled.top.size(), 2U);
   EXPECT_EQ(sampled.top[1].token, 6);
 }

@@ -206,7 +206,7 @@ TEST(SamplerTest, LogprobsAreOfTheRawDistribution) {
   const double total = std::log(std::exp(1.0) + std::exp(2.0) + std::exp(3.0));
   const SampledToken sampled = sample(logits, params);
   EXPECT_EQ(sampled.token, 2);
-  EXPECT_NEAR(sampled.logprob, 2 - total, 1e-6);
+  EXPECT_NEAR(*sampled.logprob, 2 - total, 1e-6);
   ASSERT_EQ(sampled.top.size(), 2U);
   EXPECT_EQ(sampled.top[0].token, 1);
   EXPECT_NEAR(sampled.top[0].logprob, 3 - total, 1e-6);
@@ -218,7 +218,24 @@ TEST(SamplerTest, ZeroLogprobsGivesTheChosenOneAlone) {
   params.num_logprobs = 0;
   const SampledToken sampled = sample({1, 3}, params);
   EXPECT_TRUE(sampled.top.empty());
-  EXPECT_LT(sampled.logprob, 0);
+  EXPECT_LT(*sampled.logprob, 0);
+}
+
+TEST(SamplerTest, UnaskedGivesTheLogprobNearlyAsExactly) {
+  for (const size_t size : {1U, 3U, 31U, 64U, 1000U, 129280U}) {
+    std::vector<float> logits = random_logits(size, kSeed + size);
+    for (float& logit : logits) logit *= 5;
+    for (const bool edited : {false, true}) {
+      SamplingParams params;
+      params.seed = size;
+      if (edited) params.logit_bias = {{0, 4.0F}};
+      const SampledToken unasked = sample(logits, params);
+      params.num_logprobs = 0;
+      const SampledToken asked = sample(logits, params);
+      EXPECT_EQ(unasked.token, asked.token);
+      EXPECT_NEAR(*unasked.logprob, *asked.logprob, 1e-4) << size << " " << edited;
+    }
+  }
 }
 
 TEST(SamplerTest, ATinyTemperatureIsGreedyAndALargeOneStaysFinite) {

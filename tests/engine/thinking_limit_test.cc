@@ -59,7 +59,7 @@ TEST(ThinkingLimitTest, TheSamplerObeysAtAnyTemperatureAndGivesTheTokensOwnLogpr
     const std::vector<TokenId> history = {1, 2, 3};  // two of the prompt
     const SampledToken sampled = sample_token(logits, history, 2, 15, params);
     EXPECT_EQ(sampled.token, 7);
-    EXPECT_LT(sampled.logprob, -4);
+    EXPECT_LT(*sampled.logprob, -4);
   }
 }
 

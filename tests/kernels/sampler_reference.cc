@@ -43,7 +43,7 @@ ReferenceSample reference_sample(float* logits,
   const std::string message(sampled.status.message());
   result.message.assign(message.c_str(), message.c_str() + message.size() + 1);
   result.token = sampled.token;
-  result.logprob = sampled.logprob;
+  if (row.num_logprobs >= 0) result.logprob = sampled.logprob.value_or(0);
   for (const engine::TokenLogprob& top : sampled.top)
     result.top.emplace_back(top.token, top.logprob);
   return result;

@@ -43,12 +43,23 @@ void add_labels(const std::string& series, Labels& labels) {
 }
 
 std::string describe_labels(Labels labels) {
+  // Whose values follow from the release, the model and the machine.
+  static const std::set<std::string> kOpen{"version",
+                                           "model_name",
+                                           "quantization",
+                                           "device",
+                                           "block_size",
+                                           "num_gpu_blocks",
+                                           "kv_cache_size_tokens",
+                                           "cache_dtype",
+                                           "enable_prefix_caching"};
   labels.erase("le");
-  if (labels.contains("version")) return "`version`";  // its value changes with every release
   std::string text;
   for (const auto& [label, values] : labels) {
     if (!text.empty()) text += "; ";
-    text += "`" + label + "`: ";
+    text += "`" + label + "`";
+    if (kOpen.contains(label)) continue;
+    text += ": ";
     std::string list;
     for (const std::string& value : values) list += (list.empty() ? "" : ", ") + value;
     text += list;
@@ -77,6 +88,7 @@ std::string table() {
   const EngineMetrics engine(registry);
   const TransportMetrics transport(registry);
   const StartupMetrics startup(registry, "0");
+  registry.add_dialects({.name = "0", .quantization = "0", .devices = {"0"}, .cache_dtype = "0"});
   std::string text = "| series | type | labels | meaning |\n|---|---|---|---|\n";
   std::string buckets = "\n| histogram | upper bounds of its buckets, then +Inf |\n|---|---|\n";
   for (const auto& [name, family] : parse_exposition(registry.render())) {

@@ -11,6 +11,15 @@
 namespace r1d::telemetry {
 namespace {
 
+class TestClock final : public Clock {
+ public:
+  [[nodiscard]] TimePoint now() const override { return now_; }
+  void advance(int64_t seconds) { now_ += std::chrono::seconds(seconds); }
+
+ private:
+  TimePoint now_{std::chrono::hours(1)};
+};
+
 struct AllMetrics {
   Registry registry;
   EngineMetrics engine{registry};
@@ -30,13 +39,22 @@ TEST(MetricsTest, ShowEverySeriesWithZerosBeforeAnyEvent) {
   for (const char* state : {"used", "cached", "free"}) {
     EXPECT_EQ(sample(text, std::string("r1d_kv_blocks{state=\"") + state + "\"}"), 0);
   }
-  for (const char* method : {"Generate", "GenerateOnce", "GetModel", "GetServerInfo", "other"}) {
+  for (const char* method : {"Generate",
+                             "GenerateOnce",
+                             "Chat",
+                             "ChatOnce",
+                             "Tokenize",
+                             "Detokenize",
+                             "GetModel",
+                             "GetServerInfo",
+                             "other"}) {
     EXPECT_EQ(sample(text, std::string("r1d_rpc_seconds_count{method=\"") + method + "\"}"), 0);
     EXPECT_EQ(sample(text, std::string("r1d_rpc_total{code=\"OK\",method=\"") + method + "\"}"), 0);
   }
-  EXPECT_EQ(parse_exposition(text)["r1d_rpc_total"].samples.size(), 5U * 18U);
+  EXPECT_EQ(parse_exposition(text)["r1d_rpc_total"].samples.size(), 9U * 18U);
   EXPECT_EQ(sample(text, "r1d_time_to_first_token_seconds_count"), 0);
   EXPECT_EQ(sample(text, "r1d_ready"), 0);
+  EXPECT_EQ(sample(text, "r1d_live"), 1);
   EXPECT_EQ(sample(text, "r1d_build_info{version=\"1.2.3\"}"), 1);
 }
 
@@ -45,6 +63,7 @@ TEST(MetricsTest, KeepTheNumberOfSeriesUnderAnyLabelValue) {
   const size_t before = count_series(metrics.registry.render());
   for (int i = 0; i < 500; ++i) {
     const std::string invented = "invented-" + std::to_string(i);
+    metrics.transport.started(invented.c_str());
     metrics.transport.request(invented.c_str(), invented.c_str(), 0.1);
     metrics.engine.finished({.reason = invented.c_str()});
   }
@@ -101,7 +120,9 @@ TEST(MetricsTest, CountAFinishedSequenceOnce) {
   AllMetrics metrics;
   metrics.engine.finished({.reason = "length",
                            .e2e_seconds = 90,
+                           .phases = {{.prefill_seconds = 2, .decode_seconds = 82}},
                            .tpot_seconds = 0.02,
+                           .mean_logprob = -0.25,
                            .prompt_tokens = 300,
                            .cached_tokens = 128,
                            .output_tokens = 4096});
@@ -110,17 +131,83 @@ TEST(MetricsTest, CountAFinishedSequenceOnce) {
   EXPECT_EQ(sample(text, "r1d_finished_total{reason=\"length\"}"), 1);
   EXPECT_EQ(sample(text, "r1d_finished_total{reason=\"stop\"}"), 1);
   EXPECT_EQ(sample(text, "r1d_request_seconds_sum"), 91);
+  EXPECT_EQ(sample(text, "r1d_prefill_seconds_sum"), 2);
+  EXPECT_EQ(sample(text, "r1d_decode_seconds_sum"), 82);
+  EXPECT_EQ(sample(text, "r1d_inference_seconds_sum"), 84);
+  EXPECT_EQ(sample(text, "r1d_inference_seconds_count"), 1) << "the other named no phases";
+  EXPECT_EQ(sample(text, "r1d_output_mean_logprob_count"), 1) << "the other's is not known";
+  EXPECT_EQ(sample(text, "r1d_output_mean_logprob_bucket{le=\"-0.3\"}"), 0);
+  EXPECT_EQ(sample(text, "r1d_output_mean_logprob_bucket{le=\"-0.2\"}"), 1);
   EXPECT_EQ(sample(text, "r1d_time_per_output_token_seconds_count"), 1) << "one token has no gap";
   EXPECT_EQ(sample(text, "r1d_prompt_tokens_sum"), 300);
   EXPECT_EQ(sample(text, "r1d_output_tokens_sum"), 4097);
-  EXPECT_EQ(sample(text, "r1d_tokens_total{kind=\"prompt\"}"), 300);
   EXPECT_EQ(sample(text, "r1d_tokens_total{kind=\"cached\"}"), 128);
-  EXPECT_EQ(sample(text, "r1d_tokens_total{kind=\"output\"}"), 4097);
+}
+
+TEST(MetricsTest, CountTokensAsTheyCome) {
+  AllMetrics metrics;
+  metrics.engine.first_token(0.5, 300);
+  metrics.engine.next_token(0.1);
+  metrics.engine.next_token(0.1);
+  const std::string text = metrics.registry.render();
+  EXPECT_EQ(sample(text, "r1d_tokens_total{kind=\"prompt\"}"), 300);
+  EXPECT_EQ(sample(text, "r1d_tokens_total{kind=\"output\"}"), 3);
+  EXPECT_EQ(sample(text, "r1d_time_to_first_token_seconds_sum"), 0.5);
+  EXPECT_EQ(sample(text, "r1d_inter_token_latency_seconds_count"), 2);
+}
+
+TEST(MetricsTest, CountWhatRequestsAskForAndWhatWasRefused) {
+  AllMetrics metrics;
+  metrics.engine.accepted(4, 1000);
+  metrics.engine.refused();
+  metrics.engine.refused();
+  metrics.engine.request_finished(812);
+  const std::string text = metrics.registry.render();
+  EXPECT_EQ(sample(text, "r1d_request_sequences_sum"), 4);
+  EXPECT_EQ(sample(text, "r1d_request_max_tokens_sum"), 1000);
+  EXPECT_EQ(sample(text, "r1d_requests_refused_total"), 2);
+  EXPECT_EQ(sample(text, "r1d_longest_output_tokens_sum"), 812);
+}
+
+TEST(MetricsTest, TellTheShareOfTheLastMinuteThatStepsTook) {
+  TestClock clock;
+  Registry registry(clock);
+  EngineMetrics engine(registry);
+  const auto ratio = [&] { return sample(registry.render(), "r1d_engine_busy_ratio"); };
+  EXPECT_EQ(ratio(), 0);
+  engine.step_begins();
+  clock.advance(10);
+  EXPECT_EQ(ratio(), 1) << "the step in flight counts";
+  clock.advance(5);
+  engine.step(1, 0, 1, 15);
+  clock.advance(15);
+  EXPECT_DOUBLE_EQ(ratio(), 0.5) << "15 of 30 seconds";
+  clock.advance(30);
+  EXPECT_DOUBLE_EQ(ratio(), 0.25) << "15 of 60 seconds";
+  clock.advance(30);
+  EXPECT_DOUBLE_EQ(ratio(), 0) << "more than a minute ago";
+}
+
+TEST(MetricsTest, TellTheRateOfCallsOverTheLastMinute) {
+  TestClock clock;
+  Registry registry(clock);
+  TransportMetrics transport(registry);
+  const auto rate = [&] {
+    return sample(registry.render(), "deepseek_request_rate{service=\"Chat\"}");
+  };
+  clock.advance(10);
+  for (int i = 0; i < 30; ++i) transport.started("Chat");
+  EXPECT_DOUBLE_EQ(rate(), 3);
+  clock.advance(50);
+  EXPECT_DOUBLE_EQ(rate(), 0.5);
+  clock.advance(3600);
+  EXPECT_EQ(rate(), 0);
+  EXPECT_EQ(sample(registry.render(), "r1d_rpc_started_total{method=\"Chat\"}"), 30);
 }
 
 TEST(MetricsTest, TellTokenGapsApartFromOneMillisecondOn) {
   AllMetrics metrics;
-  for (const double gap : {.0008, .0018, .0028, .0101}) metrics.engine.inter_token_latency(gap);
+  for (const double gap : {.0008, .0018, .0028, .0101}) metrics.engine.next_token(gap);
   const std::string text = metrics.registry.render();
   EXPECT_EQ(sample(text, "r1d_inter_token_latency_seconds_bucket{le=\"0.001\"}"), 1);
   EXPECT_EQ(sample(text, "r1d_inter_token_latency_seconds_bucket{le=\"0.002\"}"), 2);
@@ -131,7 +218,7 @@ TEST(MetricsTest, TellTokenGapsApartFromOneMillisecondOn) {
 TEST(MetricsTest, HoldAnHourWithinTheBuckets) {
   AllMetrics metrics;
   metrics.engine.queue_wait(3599);
-  metrics.engine.time_to_first_token(3599);
+  metrics.engine.first_token(3599, 1);
   metrics.engine.finished({.reason = "stop", .e2e_seconds = 3599});
   metrics.transport.request("Generate", "OK", 3599);
   const std::string text = metrics.registry.render();
@@ -157,13 +244,18 @@ TEST(MetricsTest, FollowStreamsAndStartUp) {
   EXPECT_EQ(sample(text, "r1d_load_seconds"), 12.5);
   EXPECT_EQ(sample(text, "r1d_ready"), 1);
   metrics.startup.ready(false);
-  EXPECT_EQ(sample(metrics.registry.render(), "r1d_ready"), 0);
+  metrics.startup.live(false);
+  text = metrics.registry.render();
+  EXPECT_EQ(sample(text, "r1d_ready"), 0);
+  EXPECT_EQ(sample(text, "r1d_live"), 0);
 }
 
 TEST(MetricsTest, NameAndDescribeEveryFamilyByTheRules) {
   AllMetrics metrics;
   for (const auto& [name, family] : parse_exposition(metrics.registry.render())) {
-    EXPECT_TRUE(name.starts_with("r1d_") || name.starts_with("process_")) << name;
+    EXPECT_TRUE(name.starts_with("r1d_") || name.starts_with("process_") ||
+                name.starts_with("deepseek_"))
+        << name;
     EXPECT_EQ(family.type == "counter", name.ends_with("_total")) << name << " " << family.type;
     EXPECT_FALSE(family.help.empty()) << name;
     EXPECT_FALSE(family.samples.empty()) << name;
@@ -179,9 +271,10 @@ TEST(MetricsTest, AreSafeToUseFromManyThreadsWhileRendered) {
   for (int i = 0; i < kThreads; ++i) {
     threads.emplace_back([&metrics] {
       for (int round = 0; round < kRounds; ++round) {
+        metrics.engine.step_begins();
         metrics.engine.step(1, 0, 1, 0.01);
         metrics.engine.gauges({.prefix_queries = 7});
-        metrics.engine.inter_token_latency(0.01);
+        metrics.engine.next_token(0.01);
         metrics.transport.request("Generate", "OK", 0.1);
       }
     });

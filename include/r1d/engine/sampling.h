@@ -54,7 +54,9 @@ struct TokenLogprob {
 struct SampledToken {
   absl::Status status;  // not OK: this sequence's own fault (NaN logits); others are unaffected
   TokenId token = -1;
-  float logprob = 0;              // when num_logprobs >= 0
+  // As TokenLogprob's. Known when num_logprobs >= 0, and where the host samples, always; unasked it
+  // is good to 1e-4, enough for statistics.
+  std::optional<float> logprob = std::nullopt;
   std::vector<TokenLogprob> top;  // most likely first
   std::vector<float> logits;      // the raw row, when asked for
 };

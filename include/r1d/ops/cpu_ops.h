@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "r1d/ops/ops.h"
@@ -27,6 +28,9 @@ struct CpuOptions {
 // The instruction set in use, e.g. "AVX3", "AVX2", "SSE4", "EMU128"; with "+BF16" when bf16_dot
 // runs on AVX-512 BF16.
 [[nodiscard]] std::string cpu_target(bool bf16_dot);
+
+// log(sum(exp(x))) of finite numbers, at least one; in f32, good to 1e-4.
+[[nodiscard]] float log_sum_exp(std::span<const float> x);
 
 // One Ops per rank over the `local` communicator (threads of one process). The ranks' collectives
 // meet each other: each returned object must be driven by a thread of its own.

@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every metric r1d exports, by the stage that feeds it. Names, units, labels and buckets stand in
-// src/telemetry/*_metrics.cc and buckets.h. Label values come from closed sets only.
+// src/telemetry/*_metrics.cc and buckets.h, the names that other tools know in dialects.cc. Label
+// values come from closed sets only.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
+#include <vector>
+
+#include "r1d/base/clock.h"
 
 namespace r1d::telemetry {
 
@@ -17,7 +22,8 @@ class EngineMetrics {
   explicit EngineMetrics(Registry& registry);
   ~EngineMetrics();
 
-  // After each step: what it computed and how long it took.
+  void step_begins();
+  // It has ended: what it computed and how long it took.
   void step(int32_t num_sequences,
             int32_t num_prefill_tokens,
             int32_t num_decode_tokens,
@@ -35,19 +41,33 @@ class EngineMetrics {
   };
   void gauges(const Gauges& now);
 
-  void queue_wait(double seconds);           // arrival -> first scheduled
-  void time_to_first_token(double seconds);  // arrival -> first token
-  void inter_token_latency(double seconds);  // one gap
-  // One finished sequence. `tpot_seconds` < 0 when fewer than two tokens came.
+  // A request was taken: how many sequences and, of each, how many output tokens it asks for.
+  void accepted(int32_t num_sequences, int32_t max_tokens);
+  void refused();  // a request, because the waiting queue was full
+
+  void queue_wait(double seconds);  // arrival -> first scheduled
+  // A sequence's first output token: arrival -> token. Its prompt is computed by now.
+  void first_token(double seconds, int64_t prompt_tokens);
+  void next_token(double seconds);  // each token after it: the gap
+  // One finished sequence.
   struct Finished {
     const char* reason = "";  // finish_reason_name
     double e2e_seconds = 0;
-    double tpot_seconds = -1;
+    // With one token or more: first step -> first token -> last token.
+    struct Phases {
+      double prefill_seconds = 0;
+      double decode_seconds = 0;
+    };
+    std::optional<Phases> phases = std::nullopt;
+    std::optional<double> tpot_seconds = std::nullopt;  // with two tokens or more
+    // Mean log-probability of its output tokens; none where one of them is not known.
+    std::optional<double> mean_logprob = std::nullopt;
     int64_t prompt_tokens = 0;
     int64_t cached_tokens = 0;
     int64_t output_tokens = 0;
   };
   void finished(const Finished& sequence);
+  void request_finished(int64_t longest_output_tokens);  // all its sequences have
 
  private:
   class Impl;
@@ -60,7 +80,8 @@ class TransportMetrics {
   explicit TransportMetrics(Registry& registry);
   ~TransportMetrics();
 
-  // `method` and `code` are literals from closed sets ("Generate", "INVALID_ARGUMENT").
+  void started(const char* method);  // a call came in
+  // It ended. `method` and `code` are literals from closed sets ("Generate", "INVALID_ARGUMENT").
   void request(const char* method, const char* code, double seconds);
   void streams_open(int64_t delta);  // +1 / -1
   void slow_consumer();              // a stream ended because its reader fell behind
@@ -78,16 +99,35 @@ class StartupMetrics {
   void load_progress(double fraction);  // 0 .. 1
   void load_seconds(double seconds);
   void ready(bool ready);
+  void live(bool live);  // what /livez says
 
  private:
   class Impl;
   std::unique_ptr<Impl> impl_;
 };
 
+// The served model, as the labels of other tools' dialects describe it.
+struct ModelLabels {
+  std::string name;
+  std::string quantization;          // dtype of the weights
+  std::vector<std::string> devices;  // one a rank, by name; ranks of the CPU share one
+  int32_t block_size = 0;
+  int32_t num_blocks = 0;
+  std::string cache_dtype;
+  bool prefix_cache = false;
+};
+
+// Thread-safe.
 class Registry {
  public:
   Registry();
+  explicit Registry(const Clock& clock);  // which outlives it; for series over the last minute
   ~Registry();
+
+  // From here on render() also shows the names that tools made for other servers look for. Once,
+  // when the model is loaded.
+  void add_dialects(const ModelLabels& model);
+
   // Prometheus text exposition format 0.0.4, process_* included.
   [[nodiscard]] std::string render() const;
 

@@ -68,6 +68,7 @@ absl::StatusOr<admission::Accepted> GenerateCall::submit(const MakeRequest& make
 
 void GenerateCall::start(const MakeRequest& make_request) {
   environment_.open_calls.add(shared_from_this());
+  environment_.metrics.started(traits_.method);
   if (traits_.max_unread_tokens.has_value()) environment_.metrics.streams_open(+1);
   {
     const base::MutexLock lock(mu_);

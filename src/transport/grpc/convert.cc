@@ -121,7 +121,7 @@ void fill_finish(const admission::ReadOutput& output, v1::Finish& finish) {
 
 void fill_logprobs(const engine::SampledToken& token, v1::TokenLogprobs& entry) {
   entry.set_token_id(token.token);
-  entry.set_logprob(token.logprob);
+  entry.set_logprob(token.logprob.value_or(0));  // the client asked, so it is known
   for (const engine::TokenLogprob& candidate : token.top) {
     v1::TokenLogprob& top = *entry.add_top();
     top.set_token_id(candidate.token);

@@ -45,6 +45,7 @@ grpc::ServerUnaryReactor* answer(const char* method,
                                  CallEnvironment& environment,
                                  grpc::CallbackServerContext& context,
                                  const std::function<absl::Status()>& work) {
+  environment.metrics.started(method);
   const absl::Status status = base::without_exceptions([&]() -> absl::Status {
     R1D_RETURN_IF_ERROR(base::fault_status(base::FaultPoint::kRpc));
     return work();
