@@ -44,12 +44,12 @@ void check_header_blocks(std::string_view bytes) {
     const uint32_t length = number(bytes.substr(0, 3));
     const uint32_t type = number(bytes.substr(3, 1));
     const uint32_t stream = number(bytes.substr(5, 4)) & 0x7FFFFFFF;
-    const bool of_block = type == 1 || type == 9;
+    const bool has_value = type == 3 || type == 8;  // RST_STREAM, WINDOW_UPDATE: judged with it
+    if (has_value && length >= 4 && bytes.size() < 13) return;
+    R1D_CHECK(!has_value || length == 4);
     R1D_CHECK(open_stream == 0 || (type == 9 && stream == open_stream));
     R1D_CHECK(type != 9 || open_stream != 0);
-    // RST_STREAM and WINDOW_UPDATE are judged with their value, which may not have come.
-    const bool judged = (type != 3 && type != 8) || bytes.size() >= 13;
-    R1D_CHECK(!judged || (type != 3 && type != 8) || length == 4);
+    const bool of_block = type == 1 || type == 9;
     if (of_block) {
       block_bytes = (type == 1 ? 0 : block_bytes) + length;
       R1D_CHECK(block_bytes <= GuardLimits().max_header_block_bytes);

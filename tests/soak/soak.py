@@ -27,7 +27,7 @@ RSS_GROWTH_BYTES = 24 << 20
 WARM_UP_SHARE = 1 / 3
 MORE_FILES = 8  # the system's own sockets come and go
 FLAGS = (
-    "--max-model-len", 2048, "--max-batch-size", 24, "--block-size", 16, "--kv-cache-memory", "20Mi",
+    "--max-model-len", 2048, "--max-batch-size", 24, "--block-size", 16, "--kv-cache-memory", "48Mi",
     "--max-num-batched-tokens", 512, "--stream-buffer-tokens", 256,
 )
 # Rare enough that most requests go well; each is one request's trouble and nobody else's.
