@@ -2,6 +2,7 @@
 #include "cli/lifecycle.h"
 
 #include <csignal>
+#include <sys/resource.h>
 #include <unistd.h>
 
 namespace r1d::cli {
@@ -70,6 +71,13 @@ void Lifecycle::watch_signals() {
     if (stop_requested_.exchange(true)) _exit(128 + signal);
     end_with(absl::OkStatus());
   }
+}
+
+void raise_file_limit() {
+  rlimit files{};
+  if (getrlimit(RLIMIT_NOFILE, &files) != 0) return;
+  files.rlim_cur = files.rlim_max;
+  static_cast<void>(setrlimit(RLIMIT_NOFILE, &files));  // refused: it stays as it is
 }
 
 }  // namespace r1d::cli

@@ -44,4 +44,8 @@ class Lifecycle {
   std::thread watcher_;
 };
 
+// Lets the process open as many files as it may: the usual soft limit of 1024 is three hundred
+// clients.
+void raise_file_limit();
+
 }  // namespace r1d::cli

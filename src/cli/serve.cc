@@ -244,6 +244,7 @@ class Daemon {
 }  // namespace
 
 absl::Status serve(const ServeOptions& options) {
+  raise_file_limit();
   Lifecycle lifecycle;
   Daemon daemon(options, lifecycle);
   R1D_RETURN_IF_ERROR(daemon.bind());

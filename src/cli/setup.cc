@@ -159,6 +159,8 @@ transport::GrpcOptions grpc_options(const config::Config& config) {
           .max_request_bytes = settings.max_request_bytes,
           .stream_buffer_tokens = settings.stream_buffer_tokens,
           .max_concurrent_streams = settings.max_concurrent_streams,
+          .max_connections = settings.max_connections,
+          .max_connections_per_address = settings.max_connections_per_address,
           .max_request_time = settings.max_request_time};
 }
 

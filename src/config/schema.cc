@@ -188,6 +188,14 @@ std::vector<Key> make_schema() {
     number(kInteger, "server.max_concurrent_streams", "--max-concurrent-streams",
            R1D_FIELD(server.max_concurrent_streams), {1, 100000},
            "Calls in flight on one connection at most.").in("calls"),
+    number(kInteger, "server.max_connections", "--max-connections", R1D_FIELD(server.max_connections),
+           {1, 1000000},
+           "Connections to the gRPC port at most; each takes three file descriptors, and fewer are taken "
+           "where the process may not open so many.").in("connections"),
+    number(kInteger, "server.max_connections_per_address", "--max-connections-per-address",
+           R1D_FIELD(server.max_connections_per_address), {1, 1000000},
+           "Connections from one client address at most (IPv6: from one /64). Raise it where many clients "
+           "come through one proxy with a connection each.").in("connections"),
     number(kDuration, "server.drain_timeout", "--drain-timeout", R1D_FIELD(server.drain_timeout),
            {0, 24 * kHour},
            "After SIGTERM, how long running requests may take to finish; then they are cancelled.")

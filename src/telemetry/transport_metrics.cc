@@ -26,6 +26,10 @@ constexpr Family kRpcSeconds{
 constexpr Family kStreamsOpen{"r1d_streams_open", "Response streams that have not ended yet."};
 constexpr Family kSlowConsumers{"r1d_slow_consumers_total",
                                 "Streams ended because the client read slower than tokens came."};
+constexpr Family kConnections{
+    "r1d_connections", "Client connections of the gRPC port: in the HTTP/2 handshake, open."};
+constexpr Family kRefused{"r1d_connections_refused_total",
+                          "Client connections that were turned away or cut, by the limit passed."};
 
 constexpr LabelSet<8> kMethods{{"Generate",
                                 "GenerateOnce",
@@ -55,6 +59,16 @@ constexpr LabelSet<17> kCodes{{"OK",
                                "DATA_LOSS",
                                "UNAUTHENTICATED"}};
 
+constexpr LabelSet<2> kConnectionStates{{"handshake", "open"}};
+constexpr LabelSet<8> kRefusals{{"connection_limit",
+                                 "address_limit",
+                                 "not_http2",
+                                 "timeout",
+                                 "frame",
+                                 "header_block",
+                                 "reset_rate",
+                                 "control_rate"}};
+
 struct Method {
   prometheus::Counter* started = nullptr;
   std::shared_ptr<RateMeter> rate;  // shared with the registry, which asks it at each scrape
@@ -70,11 +84,20 @@ class TransportMetrics::Impl {
       : streams_open(registry.gauge(kStreamsOpen)),
         slow_consumers(registry.counter(kSlowConsumers)) {
     for (size_t i = 0; i < methods.size(); ++i) add_method(registry, i);
+    for (size_t i = 0; i < connections.size(); ++i) {
+      connections[i] =
+          &registry.gauge(kConnections, {{"state", std::string(kConnectionStates.value(i))}});
+    }
+    for (size_t i = 0; i < refused.size(); ++i) {
+      refused[i] = &registry.counter(kRefused, {{"reason", std::string(kRefusals.value(i))}});
+    }
   }
 
   prometheus::Gauge& streams_open;
   prometheus::Counter& slow_consumers;
   std::array<Method, decltype(kMethods)::kSize> methods;
+  std::array<prometheus::Gauge*, decltype(kConnectionStates)::kSize> connections{};
+  std::array<prometheus::Counter*, decltype(kRefusals)::kSize> refused{};
 
  private:
   void add_method(Registry::Impl& registry, size_t index) {
@@ -114,6 +137,14 @@ void TransportMetrics::streams_open(int64_t delta) {
 
 void TransportMetrics::slow_consumer() {
   impl_->slow_consumers.Increment();
+}
+
+void TransportMetrics::connections(const char* state, int64_t delta) {
+  impl_->connections[kConnectionStates.index(state)]->Increment(static_cast<double>(delta));
+}
+
+void TransportMetrics::connection_refused(const char* reason) {
+  impl_->refused[kRefusals.index(reason)]->Increment();
 }
 
 }  // namespace r1d::telemetry

@@ -10,6 +10,7 @@ import random
 import grpc
 import grpc.aio
 
+from breakable import breakable
 from client import fields
 from daemon import PATIENCE_S, SANITIZED, certain_tokens, golden_cases, wait_until
 
@@ -58,36 +59,6 @@ def make_plan(rng, kind):
         leave_after=rng.randint(1, 8),
         timeout_s=rng.uniform(0.005, 0.5) if kind == "deadline" else PATIENCE_S,
     )
-
-
-@contextlib.asynccontextmanager
-async def breakable(address):
-    """A channel and a function that cuts its connection as a pulled cable would: no goodbye."""
-    host, port = address.split(":")
-    sockets = []
-
-    async def copy(reader, writer):
-        with contextlib.suppress(OSError):
-            while data := await reader.read(1 << 16):
-                writer.write(data)
-        writer.transport.abort()
-
-    async def relay(reader, writer):
-        with contextlib.suppress(OSError):
-            far_reader, far_writer = await asyncio.open_connection(host, port)
-            sockets.extend((writer, far_writer))
-            await asyncio.gather(copy(reader, far_writer), copy(far_reader, writer))
-
-    def cut():
-        server.close()
-        for writer in sockets:
-            writer.transport.abort()  # with data unread or unsent: a reset
-
-    server = await asyncio.start_server(relay, "127.0.0.1", 0)
-    relay_port = server.sockets[0].getsockname()[1]
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{relay_port}") as channel:
-        yield channel, cut
-    cut()
 
 
 async def read(call, leave_after=None, leave=None):

@@ -59,8 +59,10 @@ struct ServerSettings {
   std::string management_address = "127.0.0.1:8081";  // server.management_address
   bool reflection = true;                             // server.reflection
   int32_t max_request_bytes = 4 << 20;                // server.max_request_bytes
-  int32_t stream_buffer_tokens = 4096;    // unread tokens before a slow reader is cancelled
-  int32_t max_concurrent_streams = 1024;  // server.max_concurrent_streams, per connection
+  int32_t stream_buffer_tokens = 4096;        // unread tokens before a slow reader is cancelled
+  int32_t max_concurrent_streams = 1024;      // server.max_concurrent_streams, per connection
+  int32_t max_connections = 10000;            // server.max_connections
+  int32_t max_connections_per_address = 512;  // server.max_connections_per_address
   std::chrono::milliseconds drain_timeout{600000};      // server.drain_timeout
   std::chrono::milliseconds liveness_timeout{10000};    // no progress for so long = stalled
   std::chrono::milliseconds max_request_time{3600000};  // a deadline for requests without one

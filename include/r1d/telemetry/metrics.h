@@ -86,6 +86,10 @@ class TransportMetrics {
   void streams_open(int64_t delta);  // +1 / -1
   void slow_consumer();              // a stream ended because its reader fell behind
 
+  // Client connections: `state` is "handshake" or "open", `reason` one of refusal_name().
+  void connections(const char* state, int64_t delta);
+  void connection_refused(const char* reason);
+
  private:
   class Impl;
   std::unique_ptr<Impl> impl_;

@@ -20,6 +20,8 @@ struct GrpcOptions {
   int32_t max_request_bytes = 4 << 20;
   int32_t stream_buffer_tokens = 4096;
   int32_t max_concurrent_streams = 1024;
+  int32_t max_connections = 10000;
+  int32_t max_connections_per_address = 512;
   std::chrono::milliseconds max_request_time{3600000};
   // How long a client may take to read what is left once the engine is done with its request.
   std::chrono::milliseconds max_tail_time{60000};
@@ -53,9 +55,10 @@ struct ServedModel {
   std::string device;  // "cpu (AVX3, 2 threads)"
 };
 
-// The gRPC door: r1d.v1.InferenceService, grpc.health.v1, reflection. Callback API: gRPC's own
-// threads; no handler blocks. Lifecycle: start() binds and answers UNAVAILABLE; model_loaded() ->
-// SERVING; set_serving(false) on drain; shutdown().
+// The gRPC door: r1d.v1.InferenceService, grpc.health.v1, reflection; clients reach it through a
+// guard that stops HTTP/2 floods. Callback API: gRPC's own threads; no handler blocks. Lifecycle:
+// start() binds and answers UNAVAILABLE; model_loaded() -> SERVING; set_serving(false) on drain;
+// shutdown().
 class GrpcServer {
  public:
   // kUnavailable when the address cannot be bound. `frontend` and `metrics` outlive the server.

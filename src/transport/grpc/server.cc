@@ -29,6 +29,7 @@
 #include "transport/grpc/generate.h"
 #include "transport/grpc/library_logs.h"
 #include "transport/grpc/status.h"
+#include "transport/guard/guard.h"
 
 namespace r1d::transport {
 namespace {
@@ -37,6 +38,9 @@ constexpr char kServiceName[] = "r1d.v1.InferenceService";
 
 // All requests in all connections together may hold so much; gRPC refuses beyond it.
 constexpr size_t kMemoryQuotaBytes = size_t{512} << 20;
+
+// How long clients may take to read the last bytes once the server has closed.
+constexpr std::chrono::seconds kFlushTime{2};
 
 using ModelPtr = std::shared_ptr<const ServedModel>;
 
@@ -322,27 +326,25 @@ class GrpcServerImpl final : public GrpcServer {
 
   absl::Status listen() {
     const GrpcOptions& options = environment_.options;
+    R1D_ASSIGN_OR_RETURN(guard_, Guard::listen(guard_options(options), environment_.metrics));
     grpc::ServerBuilder builder;
     set_limits(options, builder);
     set_connection_life(builder);
-    // Off, or a second daemon on the same port would share it and take half of the calls.
-    builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
-    builder.AddListeningPort(options.address, grpc::InsecureServerCredentials(), &port_);
+    using Source = grpc::ServerBuilder::experimental_type::ExternalConnectionType;
+    acceptor_ = builder.experimental().AddExternalConnectionAcceptor(
+        Source::FROM_FD, grpc::InsecureServerCredentials());
     builder.RegisterService(&service_);
     builder.SetOption(std::make_unique<ReflectionOption>(options.reflection));
     server_ = builder.BuildAndStart();
-    if (server_ == nullptr || port_ == 0) {
-      server_.reset();
-      return unavailable("server.grpc_address: cannot listen on {}; is the port taken?",
-                         options.address);
-    }
-    // NOTE: gRPC says SERVING for "" from its start to here, a few microseconds.
+    if (server_ == nullptr) return unavailable("gRPC: the server cannot be built");
+    // gRPC says SERVING for "" from its start; nobody hears it, the guard lets nobody in yet.
     set_serving(false);
-    log_->info("gRPC on port {}{}", port_, options.reflection ? ", with reflection" : "");
+    guard_->start([this](int fd) { hand_over(fd); });
+    log_->info("gRPC on port {}{}", port(), options.reflection ? ", with reflection" : "");
     return absl::OkStatus();
   }
 
-  int32_t port() const override { return port_; }
+  int32_t port() const override { return guard_->port(); }
 
   void model_loaded(const ServedModel& model) override {
     service_.set_model(model);
@@ -372,16 +374,33 @@ class GrpcServerImpl final : public GrpcServer {
     server_->GetHealthCheckService()->Shutdown();
     // Not Shutdown(grace): that would also wait for every health Watch, which never ends by itself.
     environment_.open_calls.wait_for_none(std::chrono::steady_clock::now() + grace);
+    guard_->stop_accepting();
     server_->Shutdown(std::chrono::system_clock::now());
     server_.reset();  // returns after the last OnDone: no call uses the environment any more
+    guard_->finish(kFlushTime);
   }
 
  private:
+  static GuardOptions guard_options(const GrpcOptions& options) {
+    GuardOptions guard;
+    guard.address = options.address;
+    guard.connections = {.total = options.max_connections,
+                         .per_address = options.max_connections_per_address};
+    return guard;
+  }
+
+  void hand_over(int fd) {
+    grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters connection;
+    connection.fd = fd;
+    acceptor_->HandleNewConnection(&connection);
+  }
+
   const std::shared_ptr<spdlog::logger> log_ = base::make_logger("transport");
   CallEnvironment environment_;
   Service service_;
-  int port_ = 0;
+  std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> acceptor_;
   std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<Guard> guard_;
 };
 
 // The health service is enabled for the process, before its first server is built.

@@ -7,10 +7,7 @@
 
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
-#include <boost/asio/steady_timer.hpp>
-#include <boost/asio/write.hpp>
 
-#include "r1d/base/address.h"
 #include "r1d/base/exceptions.h"
 #include "r1d/base/fault.h"
 #include "r1d/base/log.h"
@@ -18,6 +15,7 @@
 
 #include "transport/http/connection.h"
 #include "transport/http/request.h"
+#include "transport/listener.h"
 
 namespace r1d::transport {
 namespace {
@@ -25,40 +23,13 @@ namespace {
 using boost::asio::ip::tcp;
 using boost::system::error_code;
 
-// After a failed accept (no file descriptors left, most likely): long enough not to spin, short
-// enough for the next probe.
-constexpr std::chrono::seconds kAcceptPause{1};
-
-// Binds and listens on the first of the host's addresses that allows it.
-absl::Status listen(const std::string& text, tcp::acceptor& acceptor) {
-  const absl::StatusOr<base::Address> address = base::parse_address(text);
-  if (!address.ok()) {
-    return invalid_argument("management address {}: {}", text, message_of(address.status()));
-  }
-  error_code error;
-  tcp::resolver resolver(acceptor.get_executor());
-  const auto candidates =
-      resolver.resolve(address->host, std::to_string(address->port), tcp::resolver::passive, error);
-  for (const auto& candidate : candidates) {
-    error_code ignored;
-    acceptor.close(ignored);
-    acceptor.open(candidate.endpoint().protocol(), error);
-    if (!error) acceptor.set_option(tcp::acceptor::reuse_address(true), error);
-    if (!error) acceptor.bind(candidate.endpoint(), error);
-    if (!error) acceptor.listen(tcp::acceptor::max_listen_connections, error);
-    if (!error) return absl::OkStatus();
-  }
-  return unavailable("management server: cannot listen on {}: {}", text, error.message());
-}
-
 class Server final : public ManagementServer {
  public:
   Server(ManagementOptions options, ManagementRoutes routes)
       : options_(std::move(options)),
         routes_(std::move(routes)),
         answer_([this](const RequestParser& request) { return answer(request); }),
-        acceptor_(io_),
-        pause_(io_) {}
+        listener_(io_, log_) {}
 
   // What is pending holds its connection, and goes with io_: sockets close, clients see the end.
   ~Server() override {
@@ -67,16 +38,14 @@ class Server final : public ManagementServer {
   }
 
   absl::Status start() {
-    R1D_RETURN_IF_ERROR(listen(options_.address, acceptor_));
-    error_code error;
-    port_ = acceptor_.local_endpoint(error).port();
-    if (error) return unavailable("management server: {}: {}", options_.address, error.message());
-    accept();
+    R1D_RETURN_IF_ERROR(listener_.open("management server", options_.address));
+    listener_.start([this] { return io_.get_executor(); },
+                    [this](tcp::socket socket) { take(std::move(socket)); });
     thread_ = std::thread([this] { run(); });
     return absl::OkStatus();
   }
 
-  [[nodiscard]] int32_t port() const override { return port_; }
+  [[nodiscard]] int32_t port() const override { return listener_.port(); }
 
  private:
   // An exception (out of memory) ends the connection it came from, not the daemon.
@@ -88,22 +57,6 @@ class Server final : public ManagementServer {
         log_->error("a connection was dropped: {}", e.what());
       }
     }
-  }
-
-  void accept() {
-    acceptor_.async_accept([this](const error_code& error, tcp::socket socket) {
-      if (error) return pause(error);
-      accept();  // first, so that no trouble with this client ends the accepting
-      take(std::move(socket));
-    });
-  }
-
-  void pause(const error_code& error) {
-    log_->warn("accept failed, trying again in {} s: {}", kAcceptPause.count(), error.message());
-    pause_.expires_after(kAcceptPause);
-    pause_.async_wait([this](const error_code& cancelled) {
-      if (!cancelled) accept();
-    });
   }
 
   void take(tcp::socket socket) {
@@ -155,11 +108,9 @@ class Server final : public ManagementServer {
   const ManagementRoutes routes_;
   const Answer answer_;
   const std::shared_ptr<spdlog::logger> log_ = base::make_logger("http");
-  int32_t port_ = 0;
   int32_t num_open_ = 0;  // the server's thread alone, and the destructor after it
   boost::asio::io_context io_{1};
-  tcp::acceptor acceptor_;
-  boost::asio::steady_timer pause_;
+  Listener listener_;
   std::thread thread_;
 };
 
