@@ -243,7 +243,7 @@ int run(int argc, char** argv) {
   add_inspect(app, action);
   add_make_checkpoint(app, action);
   add_golden(app, action);
-  bench::add_commands(app, action);
+  add_bench(app, action);
   add_version(app, action);
   try {
     app.parse(argc, argv);

@@ -19,10 +19,12 @@ namespace CLI {
 class App;
 }  // namespace CLI
 
-namespace r1d::cli::bench {
-
+namespace r1d::cli {
 // Adds `bench` and its subcommands to `app`; the one that is chosen leaves its action.
-void add_commands(CLI::App& app, std::function<absl::Status()>& action);
+void add_bench(CLI::App& app, std::function<absl::Status()>& action);
+}  // namespace r1d::cli
+
+namespace r1d::cli::bench {
 
 struct ServeOptions {
   LoadOptions load;

@@ -326,13 +326,16 @@ void add_offline(CLI::App& bench, Action& action) {
 }
 
 }  // namespace
+}  // namespace r1d::cli::bench
 
-void add_commands(CLI::App& app, Action& action) {
-  CLI::App* bench = app.add_subcommand("bench", "Measure");
-  bench->require_subcommand(1);
-  add_serve(*bench, action);
-  add_report(*bench, action);
-  add_offline(*bench, action);
+namespace r1d::cli {
+
+void add_bench(CLI::App& app, std::function<absl::Status()>& action) {
+  CLI::App* command = app.add_subcommand("bench", "Measure");
+  command->require_subcommand(1);
+  bench::add_serve(*command, action);
+  bench::add_report(*command, action);
+  bench::add_offline(*command, action);
 }
 
-}  // namespace r1d::cli::bench
+}  // namespace r1d::cli
