@@ -19,6 +19,7 @@
 #include "r1d/device/gpu_info.h"
 #include "r1d/ops/cpu_ops.h"
 
+#include "cli/bench/bench.h"
 #include "cli/commands.h"
 #include "cli/settings.h"
 
@@ -134,85 +135,6 @@ void add_make_checkpoint(CLI::App& app, Action& action) {
       ->capture_default_str();
   command->callback(
       [options, &action] { action = [options] { return make_checkpoint(*options); }; });
-}
-
-// "64x4096" -> (64, 4096).
-bool parse_pair(const std::string& text, char separator, std::pair<int32_t, int32_t>& pair) {
-  const size_t middle = text.find(separator);
-  if (middle == std::string::npos) return false;
-  return CLI::detail::lexical_cast(text.substr(0, middle), pair.first) &&
-         CLI::detail::lexical_cast(text.substr(middle + 1), pair.second) && pair.second > 0;
-}
-
-// What CLI11 prints when `valid` is false.
-std::string complaint(bool valid, const std::string& expected) {
-  return valid ? std::string() : "expected " + expected;
-}
-
-struct BenchFlags {
-  BenchOfflineOptions options;
-  std::vector<std::string> decode = {"1x4096", "16x4096", "64x4096"};
-  std::string shard = "0/1";
-};
-
-absl::Status run_bench_offline(BenchFlags& flags) {
-  std::pair<int32_t, int32_t> pair;
-  parse_pair(flags.shard, '/', pair);
-  flags.options.rank = pair.first;
-  flags.options.world_size = pair.second;
-  for (const std::string& text : flags.decode) {
-    parse_pair(text, 'x', pair);
-    flags.options.decode.push_back(pair);
-  }
-  return bench_offline(flags.options);
-}
-
-void add_bench(CLI::App& app, Action& action) {
-  CLI::App* bench = app.add_subcommand("bench", "Measure");
-  bench->require_subcommand(1);
-  CLI::App* command =
-      bench->add_subcommand("offline", "One rank's steps on a GPU with dummy weights, no server");
-  auto flags = std::make_shared<BenchFlags>();
-  BenchOfflineOptions& options = flags->options;
-  command->add_option("--model-config", options.model_config, "config.json of the model")
-      ->required();
-  command
-      ->add_option(
-          "--load-format",
-          [](const CLI::results_t& values) { return values.front() == "dummy"; },
-          "dummy: seeded weights made on the GPU")
-      ->default_str("dummy");
-  command->add_option("--rank-shard", flags->shard, "Which rank of how many, e.g. 0/8")
-      ->check([](const std::string& text) {
-        std::pair<int32_t, int32_t> pair;
-        const bool valid =
-            parse_pair(text, '/', pair) && pair.first >= 0 && pair.first < pair.second;
-        return complaint(valid, "RANK/WORLD, e.g. 0/8");
-      })
-      ->capture_default_str();
-  command->add_option("--decode", flags->decode, "Decode steps to measure, BATCHxCONTEXT")
-      ->check([](const std::string& text) {
-        std::pair<int32_t, int32_t> pair;
-        return complaint(parse_pair(text, 'x', pair) && pair.first > 0,
-                         "BATCHxCONTEXT, e.g. 64x4096");
-      })
-      ->delimiter(',')
-      ->capture_default_str();
-  command->add_option("--prefill", options.prefill, "Chunks to measure, tokens")
-      ->check(CLI::Range(1, 1 << 20))
-      ->delimiter(',');
-  command->add_option("--repeats", options.repeats, "Steps the median is taken of")
-      ->check(CLI::Range(1, 10000))
-      ->capture_default_str();
-  command
-      ->add_option("--collective-us",
-                   options.collective_us,
-                   "Microseconds of each collective that is left out; added in a line of its own")
-      ->check(CLI::Range(0.0, 1e6))
-      ->capture_default_str();
-  command->add_flag("--per-op,!--no-per-op", options.per_op, "Time each kind of kernel alone, too");
-  command->add_flag("--deterministic", options.deterministic, "As engine.deterministic");
-  command->callback([flags, &action] { action = [flags] { return run_bench_offline(*flags); }; });
 }
 
 void add_golden(CLI::App& app, Action& action) {

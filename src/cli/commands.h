@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include <absl/status/status.h>
@@ -49,19 +48,6 @@ struct GoldenOptions {
 };
 // kFailedPrecondition when a case is outside its tolerance.
 [[nodiscard]] absl::Status golden(const GoldenOptions& options);
-
-struct BenchOfflineOptions {
-  std::string model_config;  // config.json of the model; its weights are dummies
-  int32_t rank = 0;          // whose shard of
-  int32_t world_size = 1;    // how many; collectives are left out
-  std::vector<std::pair<int32_t, int32_t>> decode;  // (batch, context)
-  std::vector<int32_t> prefill;                     // tokens of a chunk
-  int32_t repeats = 20;
-  double collective_us = 0;  // added in the summary for each that was left out
-  bool per_op = true;
-  bool deterministic = false;
-};
-[[nodiscard]] absl::Status bench_offline(const BenchOfflineOptions& options);
 
 struct GenerateOptions {
   std::string address = "127.0.0.1:50051";

@@ -1,44 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/terminal.h"
 
-#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <iostream>
-#include <pthread.h>
-#include <thread>
 #include <unistd.h>
 #include <utility>
 
 #include <editline/readline.h>
 
+#include "cli/interrupts.h"
+
 namespace r1d::cli {
-
-// SIGINT is blocked everywhere and fetched by a thread, which may then do what a handler may not.
-class Terminal::Interrupts {
- public:
-  explicit Interrupts(std::function<void()> on_interrupt) {
-    sigemptyset(&signals_);
-    sigaddset(&signals_, SIGINT);
-    sigaddset(&signals_, SIGUSR1);  // ends the thread
-    pthread_sigmask(SIG_BLOCK, &signals_, &before_);
-    thread_ = std::thread([this, act = std::move(on_interrupt)] {
-      for (int signal = 0; sigwait(&signals_, &signal) == 0 && signal == SIGINT;) act();
-    });
-  }
-  ~Interrupts() {
-    pthread_kill(thread_.native_handle(), SIGUSR1);
-    thread_.join();
-    pthread_sigmask(SIG_SETMASK, &before_, nullptr);
-  }
-  Interrupts(const Interrupts&) = delete;
-  Interrupts& operator=(const Interrupts&) = delete;
-
- private:
-  sigset_t signals_{};
-  sigset_t before_{};
-  std::thread thread_;
-};
 
 Terminal::Terminal(std::function<void()> on_interrupt)
     : reads_terminal_(isatty(STDIN_FILENO) == 1),

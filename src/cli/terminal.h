@@ -9,6 +9,8 @@
 
 namespace r1d::cli {
 
+class Interrupts;
+
 // Lines from a person or a pipe, and text to them. At a terminal: line editing with history, and
 // the thought dimmed. Threads: confined to the caller's; `on_interrupt` runs on a thread of its
 // own.
@@ -30,7 +32,6 @@ class Terminal {
   void remark(const std::string& text);
 
  private:
-  class Interrupts;
   const bool reads_terminal_;
   const bool writes_terminal_;
   bool dimmed_ = false;

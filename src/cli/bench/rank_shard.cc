@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// One rank's decode and prefill steps on a GPU, without a server: what a step takes, where its time
-// goes, and how far that is from what the memory and the tensor cores allow.
+// `r1d bench offline --rank-shard`: one rank's decode and prefill steps on a GPU, without a server:
+// what a step takes, where its time goes, and how far that is from what the memory and the tensor
+// cores allow.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -20,10 +21,10 @@
 #include "r1d/model/deepseek_v3.h"
 #include "r1d/ops/cuda_ops.h"
 
-#include "cli/commands.h"
+#include "cli/bench/bench.h"
 #include "cli/progress_bar.h"
 
-namespace r1d::cli {
+namespace r1d::cli::bench {
 namespace {
 
 using Clock = std::chrono::steady_clock;
@@ -83,9 +84,9 @@ StepArrays make_step(int32_t batch,
   return step;
 }
 
-class OfflineBench {
+class RankShardBench {
  public:
-  explicit OfflineBench(const BenchOfflineOptions& options) : options_(options) {}
+  explicit RankShardBench(const RankShardOptions& options) : options_(options) {}
 
   absl::Status run() {
     R1D_RETURN_IF_ERROR(open());
@@ -320,7 +321,7 @@ class OfflineBench {
   }
 
   static constexpr int32_t kBlockSize = 64;
-  const BenchOfflineOptions& options_;
+  const RankShardOptions& options_;
   std::unique_ptr<checkpoint::WeightSource> source_;
   checkpoint::RankShard shard_;
   std::unique_ptr<ops::Ops> ops_;  // outlives what stands on its device
@@ -336,8 +337,8 @@ class OfflineBench {
 
 }  // namespace
 
-absl::Status bench_offline(const BenchOfflineOptions& options) {
-  return OfflineBench(options).run();
+absl::Status rank_shard(const RankShardOptions& options) {
+  return RankShardBench(options).run();
 }
 
-}  // namespace r1d::cli
+}  // namespace r1d::cli::bench
