@@ -48,12 +48,12 @@ class ThreadPool::Impl {
       body_ = &body;
       first_ = first;
       num_tasks_ = num_tasks;
-      busy_ = num_threads_ - 1;
       ++generation_;
     }
     wake_.notify_all();
     run_tasks(body, first, num_tasks, 0);
     MutexLock lock(mu_);
+    body_ = nullptr;  // no task is left: a worker that wakes up now goes back to sleep
     while (busy_ != 0) done_.wait(mu_);
   }
 
@@ -66,12 +66,13 @@ class ThreadPool::Impl {
       int64_t num_tasks = 0;
       {
         MutexLock lock(mu_);
-        while (!stop_ && generation_ == seen) wake_.wait(mu_);
+        while (!stop_ && (generation_ == seen || body_ == nullptr)) wake_.wait(mu_);
         if (stop_) return;
         seen = generation_;
         body = body_;
         first = first_;
         num_tasks = num_tasks_;
+        ++busy_;
       }
       run_tasks(*body, first, num_tasks, thread);
       MutexLock lock(mu_);
@@ -90,12 +91,12 @@ class ThreadPool::Impl {
   const int32_t num_threads_;
   std::atomic<int64_t> next_{0};  // never falls: a loop counts its tasks from where it found it
   Mutex mu_;
-  CondVar wake_;  // a new loop, or stop
-  CondVar done_;  // the last worker left the loop
-  const Body* body_ ABSL_GUARDED_BY(mu_) = nullptr;
-  int64_t first_ ABSL_GUARDED_BY(mu_) = 0;  // next_ when the loop began
+  CondVar wake_;                                     // a new loop, or stop
+  CondVar done_;                                     // the last worker left the loop
+  const Body* body_ ABSL_GUARDED_BY(mu_) = nullptr;  // null once all tasks are handed out
+  int64_t first_ ABSL_GUARDED_BY(mu_) = 0;           // next_ when the loop began
   int64_t num_tasks_ ABSL_GUARDED_BY(mu_) = 0;
-  int32_t busy_ ABSL_GUARDED_BY(mu_) = 0;  // workers still inside the current loop
+  int32_t busy_ ABSL_GUARDED_BY(mu_) = 0;  // workers inside the current loop
   uint64_t generation_ ABSL_GUARDED_BY(mu_) = 0;
   bool stop_ ABSL_GUARDED_BY(mu_) = false;
   std::vector<std::thread> threads_;

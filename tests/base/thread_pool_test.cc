@@ -41,6 +41,18 @@ TEST(ThreadPoolTest, WritesOfTasksAreSeenAfterTheLoop) {
   }
 }
 
+// The caller does all the work of most of these loops before the others wake up, and does not wait
+// for them: they must not touch a loop that is over.
+TEST(ThreadPoolTest, AThreadThatWakesLateFindsNothingToDo) {
+  ThreadPool pool(4);
+  for (int64_t round = 0; round < 5000; ++round) {
+    std::vector<std::atomic<int>> runs(2);
+    pool.parallel_for(2, [&](int64_t task, int32_t) { ++runs[static_cast<size_t>(task)]; });
+    ASSERT_EQ(runs[0], 1) << round;
+    ASSERT_EQ(runs[1], 1) << round;
+  }
+}
+
 TEST(ThreadPoolTest, OneThreadIndexIsNeverUsedTwiceAtOnce) {
   ThreadPool pool(4);
   std::vector<std::atomic<int>> inside(4);

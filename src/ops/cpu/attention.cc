@@ -68,11 +68,14 @@ void Attention::run(const AttentionWeights& weights,
                     const Tensor& out) {
   R1D_CHECK(x.rows == step_.num_tokens() && out.rows == x.rows && pages.width == row_dim_);
   for (const SequenceSpan& span : step_.inputs().sequences) check_blocks(pages, span);
-  // All latents first: a query sees keys of its own step that lie in earlier chunks.
-  write_latents(weights, pages, x);
+  // A sequence's tokens ascend, so a query's keys of its own step lie in its chunk or before it.
   for (int64_t first = 0; first < x.rows; first += chunk_) {
     const int64_t count = std::min(chunk_, x.rows - first);
-    project_queries(weights, x, first, count);
+    project_inputs(weights, x, first, count);
+    parallel_.run(count, count * row_dim_ * 4, [&](int64_t t, int32_t /*thread*/) {
+      store_latent(pages, weights.kv_a_norm, first + t, kv_ + t * row_dim_);
+    });
+    finish_queries(weights, first, count);
     attend(weights, pages, first, count);
     gemm_.run({.weights = weights.o,
                .x = heads_out_,
@@ -83,21 +86,24 @@ void Attention::run(const AttentionWeights& weights,
   }
 }
 
-void Attention::write_latents(const AttentionWeights& weights,
-                              const LatentPages& pages,
-                              const Tensor& x) {
-  for (int64_t first = 0; first < x.rows; first += chunk_) {
-    const int64_t count = std::min(chunk_, x.rows - first);
-    gemm_.run({.weights = weights.kv_a,
-               .x = static_cast<const float*>(x.data) + first * x.stride,
-               .x_stride = x.stride,
-               .tokens = count,
-               .y = kv_,
-               .y_stride = row_dim_});
-    parallel_.run(count, count * row_dim_ * 4, [&](int64_t t, int32_t /*thread*/) {
-      store_latent(pages, weights.kv_a_norm, first + t, kv_ + t * row_dim_);
-    });
-  }
+// The products of x, in one pass over the threads: latents, and queries or their low-rank form.
+void Attention::project_inputs(const AttentionWeights& weights,
+                               const Tensor& x,
+                               int64_t first,
+                               int64_t count) {
+  const bool low_rank = weights.q_a.data != nullptr;
+  GemmJob job{.weights = weights.kv_a,
+              .x = static_cast<const float*>(x.data) + first * x.stride,
+              .x_stride = x.stride,
+              .tokens = count,
+              .y = kv_,
+              .y_stride = row_dim_};
+  jobs_.assign(1, job);
+  job.weights = low_rank ? weights.q_a : weights.q_b;
+  job.y = low_rank ? q_low_ : q_;
+  job.y_stride = low_rank ? dims_.q_lora_rank : heads_ * key_dim_;
+  jobs_.push_back(job);
+  gemm_.run(jobs_);
 }
 
 void Attention::store_latent(const LatentPages& pages,
@@ -110,29 +116,19 @@ void Attention::store_latent(const LatentPages& pages,
   store_row(pages, step_.sequence_of(token), position, kv);
 }
 
-void Attention::project_queries(const AttentionWeights& weights,
-                                const Tensor& x,
-                                int64_t first,
-                                int64_t count) {
-  GemmJob job{.weights = weights.q_a,
-              .x = static_cast<const float*>(x.data) + first * x.stride,
-              .x_stride = x.stride,
-              .tokens = count,
-              .y = q_low_,
-              .y_stride = dims_.q_lora_rank};
+void Attention::finish_queries(const AttentionWeights& weights, int64_t first, int64_t count) {
   if (weights.q_a.data != nullptr) {
-    gemm_.run(job);
     parallel_.run(count, count * dims_.q_lora_rank * 4, [&](int64_t t, int32_t /*thread*/) {
       float* row = q_low_ + t * dims_.q_lora_rank;
       rms_norm(row, weights.q_a_norm, dims_.rms_norm_eps, dims_.q_lora_rank, row);
     });
-    job.x = q_low_;
-    job.x_stride = dims_.q_lora_rank;
+    gemm_.run({.weights = weights.q_b,
+               .x = q_low_,
+               .x_stride = dims_.q_lora_rank,
+               .tokens = count,
+               .y = q_,
+               .y_stride = heads_ * key_dim_});
   }
-  job.weights = weights.q_b;
-  job.y = q_;
-  job.y_stride = heads_ * key_dim_;
-  gemm_.run(job);
   const int64_t work = count * heads_ * dims_.qk_rope_head_dim * 4;
   parallel_.run(count, work, [&](int64_t t, int32_t /*thread*/) {
     for (int64_t h = 0; h < heads_; ++h) {

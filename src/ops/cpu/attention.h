@@ -79,12 +79,12 @@ class Attention {
     SoftmaxState* states = nullptr;  // [kQueryTokens]
   };
 
-  void write_latents(const AttentionWeights& weights, const LatentPages& pages, const Tensor& x);
+  void project_inputs(const AttentionWeights& weights,
+                      const Tensor& x,
+                      int64_t first,
+                      int64_t count);
   void store_latent(const LatentPages& pages, const float* norm, int64_t token, float* kv) const;
-  void project_queries(const AttentionWeights& weights,
-                       const Tensor& x,
-                       int64_t first,
-                       int64_t count);
+  void finish_queries(const AttentionWeights& weights, int64_t first, int64_t count);
   void attend(const AttentionWeights& weights,
               const LatentPages& pages,
               int64_t first,

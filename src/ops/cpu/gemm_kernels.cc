@@ -68,7 +68,6 @@ void dequantize_cols(
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   const T* w = weights.data + row * weights.cols;
   const float* scales = weights.scales(row);
-  out -= begin;
   int64_t k = begin;
   for (int64_t block = (k + weights.scale_col_offset) / kBlock; k < end; ++block) {
     const int64_t stop =
@@ -79,17 +78,18 @@ void dequantize_cols(
       for (; k + kF8Group <= stop; k += kF8Group) {
         VF v0, v1, v2, v3;
         load_f8_group(w + k, v0, v1, v2, v3);
-        hn::StoreU(hn::Mul(v0, s), d, out + k);
-        hn::StoreU(hn::Mul(v1, s), d, out + k + 16);
-        hn::StoreU(hn::Mul(v2, s), d, out + k + 32);
-        hn::StoreU(hn::Mul(v3, s), d, out + k + 48);
+        hn::StoreU(hn::Mul(v0, s), d, out + (k - begin));
+        hn::StoreU(hn::Mul(v1, s), d, out + (k - begin) + 16);
+        hn::StoreU(hn::Mul(v2, s), d, out + (k - begin) + 32);
+        hn::StoreU(hn::Mul(v3, s), d, out + (k - begin) + 48);
       }
     }
 #endif
     for (; k + lanes <= stop; k += lanes) {
-      hn::StoreU(scaled_weights(d, w + k, lanes, s), d, out + k);
+      hn::StoreU(scaled_weights(d, w + k, lanes, s), d, out + (k - begin));
     }
-    store_up_to(d, scaled_weights(d, w + k, stop - k, s), out + k, stop - k);
+    if (k == stop) continue;
+    store_up_to(d, scaled_weights(d, w + k, stop - k, s), out + (k - begin), stop - k);
     k = stop;
   }
 }

@@ -24,7 +24,12 @@ inline constexpr int64_t kBlockRows = 48;
 inline constexpr int64_t kBlockCols = 512;
 inline constexpr int64_t kBlockTokens = 64;
 inline constexpr int64_t kNearRows = 8;
-inline constexpr int64_t kBlockLanes = 16;  // the most of any target
+// The most of any target: AVX-512, SVE.
+#if defined(__aarch64__)
+inline constexpr int64_t kBlockLanes = 64;
+#else
+inline constexpr int64_t kBlockLanes = 16;
+#endif
 inline constexpr int64_t kGemmScratch =
     kBlockRows * kBlockCols + kBlockRows * kBlockTokens * kBlockLanes;
 
