@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -138,7 +139,7 @@ def check_readme(options, workshop, name, release):
     """`scripts/run --once` and `scripts/test` as the README has them, on a fresh system."""
     binds = [f"{options.ccache}:/root/.cache/ccache"] if options.ccache else []
     root = workshop.make(f"readme.{name}", release, binds)
-    export_tree(root.inside("/r1d"))
+    export_tree(root.inside("/src"))
     environment = {"PATH": PATH, "HOME": "/root", "LANG": "C.UTF-8"} | network_environment()
     authorities = os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE")
     if authorities:
@@ -147,7 +148,7 @@ def check_readme(options, workshop, name, release):
     for command in (["scripts/run", "--once"], ["scripts/test"]):
         say(f"{name}: {' '.join(command)}")
         begin = time.monotonic()
-        root.run(command, environment, "/r1d")
+        root.run(command, environment, "/src")
         print(f"-- took {time.monotonic() - begin:.0f} s", flush=True)
     if not options.keep:
         root.remove()
@@ -174,6 +175,8 @@ def main():
         options.ccache.mkdir(parents=True, exist_ok=True)
     if "image-cuda" in options.what and not (options.toolkit / "bin/nvcc").exists():
         parser.error(f"--toolkit {options.toolkit}: no bin/nvcc there")
+    # Ends as Ctrl-C does: what runs in a root is killed with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("scripts/check-packaging: stopped"))
     workshop = Workshop(options.work)
     try:
         for what in options.what:
