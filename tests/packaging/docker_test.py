@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+import check
 import dockerfile
 from daemon import run
 from deployment import TREE, VERSION, read, seconds
@@ -136,6 +137,7 @@ def test_the_reader_joins_lines_and_substitutes_arguments():
     ("FROM a\nRUN x \\\n", "line 2: the file ends inside"),
     ("FROM ${B}\n", r"line 1: \$B has no value"),
     ("FROM a b c\n", "line 1: expected FROM"),
+    ("FROM a\nUSER 1:1\nRUN x\n", "line 3: RUN after USER"),
     ("", "no FROM"),
 ])
 def test_the_reader_refuses_what_it_does_not_know(text, error):
@@ -152,6 +154,16 @@ def test_the_reader_refuses_what_it_does_not_know(text, error):
 def test_the_reader_refuses_forms_it_does_not_know(text, method):
     with pytest.raises(dockerfile.DockerfileError, match="line 2"):
         method(parsed(text))
+
+
+def test_copies_follow_dockers_rules(tmp_path):
+    """A folder's contents go into the destination; a file takes its name, or goes below a name that ends in /."""
+    (tmp_path / "from" / "deep").mkdir(parents=True)
+    (tmp_path / "from" / "deep" / "file").write_text("x")
+    check.copy_into(tmp_path / "from", tmp_path / "folder", into_folder=False)
+    check.copy_into(tmp_path / "from" / "deep" / "file", tmp_path / "name", into_folder=False)
+    check.copy_into(tmp_path / "from" / "deep" / "file", tmp_path / "below", into_folder=True)
+    assert [(tmp_path / path).read_text() for path in ("folder/deep/file", "name", "below/file")] == ["x"] * 3
 
 
 def test_unknown_base_images_are_refused():

@@ -145,6 +145,8 @@ def parse(text):
         elif not stages:
             raise DockerfileError(f"line {line}: {kind} before the first FROM")
         elif kind in STEPS:
+            if kind in ("RUN", "COPY") and any(before.kind == "USER" for before in stages[-1].steps):
+                raise DockerfileError(f"line {line}: {kind} after USER: steps run as root here, so USER comes last")
             stages[-1].steps.append(step)
         elif kind in SETTINGS:
             stages[-1].settings[kind] = step
