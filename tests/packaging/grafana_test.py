@@ -2,6 +2,9 @@
 """configs/grafana: the dashboard reads series that the daemon has, and compose mounts it where Grafana looks."""
 
 import json
+import os
+import shutil
+import subprocess
 
 import pytest
 
@@ -11,6 +14,8 @@ DASHBOARD = json.loads((TREE / "configs/grafana/dashboards/r1d.json").read_text(
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 # What Prometheus adds to every series, and histograms to their buckets.
 SCRAPED_LABELS = {"instance", "job", "le"}
+# Installed, or unpacked for the tests.
+PROMTOOL = shutil.which("promtool", path=f"{os.environ['PATH']}:{TREE}/build/prometheus/usr/bin")
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +70,17 @@ def test_every_series_and_label_of_the_dashboard_exists(scraped):
 ])
 def test_wrong_expressions_are_found(expression, complaint, scraped):
     assert list(complaints(expression, scraped)) == [complaint]
+
+
+@pytest.mark.skipif(not PROMTOOL, reason="no promtool here (Debian's package prometheus has it)")
+def test_prometheus_reads_every_expression(tmp_path):
+    filled = [expression.replace("$__rate_interval", "5m").replace("$instance", ".*") for _, expression in expressions()]
+    rules = [{"record": f"panel:{number}", "expr": expression} for number, expression in enumerate(filled)]
+    file = tmp_path / "rules.yml"
+    file.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
+    checked = subprocess.run([PROMTOOL, "check", "rules", file], capture_output=True, text=True, timeout=60, check=False)
+    assert checked.returncode == 0, checked.stderr
+    assert f"{len(rules)} rules found" in checked.stdout + checked.stderr
 
 
 def test_what_operators_ask_for_is_there():
