@@ -28,6 +28,10 @@ class Metrics:
         """{labels as a dictionary's items: value} of every sample called `name`."""
         return {labels: value for (found, labels), value in self._samples.items() if found == name}
 
+    def keys(self):
+        """(name, labels as a dictionary's items) of every sample."""
+        return self._samples.keys()
+
     def total(self, name):
         return sum(self.by_labels(name).values())
 
