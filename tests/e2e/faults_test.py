@@ -22,12 +22,11 @@ SERVICE = "r1d.v1.InferenceService"
 CODE = grpc.StatusCode
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 NUM_STREAMS = 4
-LENGTH = 40
 
 pytestmark = pytest.mark.skipif("NOT compiled" in r1d.run("faults").stdout, reason="a build without fault points")
 
 
-def streams_of(daemon, channel, length=LENGTH):
+def streams_of(daemon, channel, length):
     return Streams(channel, daemon.method(), [fields([10 + i], length) for i in range(NUM_STREAMS)])
 
 
