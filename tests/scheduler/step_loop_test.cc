@@ -402,7 +402,7 @@ TEST_F(StepLoopTest, AnEngineThatThrowsIsAnEngineThatFailed) {
     EXPECT_EQ(finish.status.code(), absl::StatusCode::kUnavailable);
     EXPECT_THAT(message_of(finish.status),
                 HasSubstr(memory ? "out of host memory" : "rank 3 is gone"));
-      loop_->stop();
+    loop_->stop();
   }
   EXPECT_EQ(num_fatal_, 2);
 }
