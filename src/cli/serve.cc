@@ -92,6 +92,7 @@ class Daemon {
         clock_,
         [this](const absl::Status& why) {
           frontend_.fail(why);
+          startup_metrics_.live(false);
           lifecycle_.engine_lost(why);
         });
     loop_->start();

@@ -35,7 +35,8 @@ class Configured:
     def limits(self):
         method = self.daemon.method(INFO)
         with self.daemon.channel() as channel:
-            return method.call(channel, method.request({})).limits
+            (answer,) = method.call(channel, method.request({}))
+            return answer.limits
 
 
 @pytest.fixture

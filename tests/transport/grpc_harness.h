@@ -92,7 +92,7 @@ class Harness {
   // Waits until the engine has nothing left to do; the number of sequences it had to cancel.
   int64_t drain() {
     frontend.begin_drain();
-    return loop_.drain(std::chrono::minutes(4));
+    return loop_.drain(std::chrono::minutes(4)).value();
   }
 
   [[nodiscard]] scheduler::SchedulerStats stats() const { return loop_.stats(); }
