@@ -30,7 +30,7 @@ class ServiceNotifier {
   void stopping(const std::string& status);
   // Starting or stopping may take `more` from now on.
   void extend_timeout(Duration more);
-  void beat();
+  void beat();  // nothing when the watchdog is off
 
   // How often the watchdog wants to hear beat() at least; none: it is off.
   [[nodiscard]] std::optional<Duration> watchdog() const { return watchdog_; }

@@ -56,8 +56,10 @@ class Supervisor:
     def rest(self, limit_s=0.2):
         """What comes until nothing does for so long."""
         messages = []
+        end = time.monotonic() + PATIENCE_S
         while message := self.receive(limit_s):
             messages.append(message)
+            assert time.monotonic() < end, f"no end of {messages[-3:]}"
         return messages
 
     def close(self):
