@@ -71,7 +71,7 @@ constexpr std::array kPoints{
     FaultInfo{FaultPoint::kMessage,
               "grpc.message",
               "a message is made of a call's tokens; the dispatcher's or gRPC's thread",
-              "oom, throw",
+              "oom, throw, delay:TIME",
               "that call ends RESOURCE_EXHAUSTED (throw: INTERNAL)"},
     FaultInfo{FaultPoint::kWrite,
               "grpc.write",

@@ -4,6 +4,7 @@
 
 #include <gmock/gmock.h>
 
+#include "r1d/base/fault.h"
 #include "r1d/base/status.h"
 
 #include "tests/transport/grpc_harness.h"
@@ -181,6 +182,24 @@ TEST(GrpcGenerateTest, CancelsTheRequestWhenTheClientDoes) {
   EXPECT_LT(harness.executor.progress(), 5U) << "the sequence went on without its client";
   EXPECT_EQ(harness.stats().num_blocks_used, 0);
   EXPECT_EQ(harness.metric(R"(r1d_rpc_total{code="CANCELLED",method="Generate"})"), "1");
+}
+
+// gRPC would be done with the call when the message comes, which was a use after free.
+TEST(GrpcGenerateTest, AClientMayLeaveWhileItsMessageIsBeingMade) {
+  if (!base::kFaultsCompiledIn) GTEST_SKIP() << "no fault points in this build";
+  Harness harness;
+  harness.load_model();
+  ASSERT_TRUE(base::arm_faults("grpc.message=delay:200ms@1").ok());
+  grpc::ClientContext context;
+  const auto reader = harness.stub()->Generate(&context, counting_request(10, 5));
+  reader->WaitForInitialMetadata();
+  context.TryCancel();
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  grpc::ClientContext next;
+  const auto other = harness.stub()->Generate(&next, counting_request(10, 5));
+  EXPECT_TRUE(read_all(*other).status.ok());
+  harness.drain();
+  base::clear_faults();
 }
 
 TEST(GrpcGenerateTest, CancelsTheRequestsOfAClientThatDisconnects) {

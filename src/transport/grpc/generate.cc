@@ -19,9 +19,10 @@ template <typename Response>
 void StreamCall<Response>::take_turn(Turn& turn) {
   turn = {};
   const base::MutexLock lock(mu_);
+  if (reading_) return;
   turn.status = take_early_end();
   if (turn.status.has_value() || !may_send() || writing_ || !buffer_.has_piece()) return;
-  writing_ = true;
+  writing_ = reading_ = true;
   turn.piece = buffer_.take(kMaxTokensPerMessage);
   turn.request_name = std::exchange(request_name_, {});
   if (buffer_.complete() && !buffer_.has_piece()) turn.status = take_end();
@@ -38,7 +39,7 @@ bool StreamCall<Response>::fill(Turn& turn) {
   }
   // Tokens behind a stop text. The first message of a stream is never empty.
   const base::MutexLock lock(mu_);
-  writing_ = false;
+  writing_ = reading_ = false;
   return false;
 }
 
@@ -52,19 +53,31 @@ typename StreamCall<Response>::Turn StreamCall<Response>::next_turn() {
   } catch (...) {
     turn.status = this->end_thrown(turn.status.has_value());
     turn.piece.reset();
+    const base::MutexLock lock(mu_);
+    reading_ = false;
   }
   return turn;
 }
 
 template <typename Response>
-void StreamCall<Response>::advance() {
-  Turn turn = next_turn();
-  if (turn.piece.has_value() && turn.status.has_value()) {
+bool StreamCall<Response>::play(const Turn& turn) {
+  if (!turn.piece.has_value()) {
+    if (turn.status.has_value()) this->Finish(to_grpc_status(*turn.status, context_));
+    return false;
+  }
+  if (turn.status.has_value()) {
     this->StartWriteAndFinish(&response_, {}, to_grpc_status(*turn.status, context_));
-  } else if (turn.piece.has_value()) {
-    this->StartWrite(&response_);
-  } else if (turn.status.has_value()) {
-    this->Finish(to_grpc_status(*turn.status, context_));
+    return false;
+  }
+  this->StartWrite(&response_);
+  const base::MutexLock lock(mu_);
+  reading_ = false;
+  return true;
+}
+
+template <typename Response>
+void StreamCall<Response>::advance() {
+  while (play(next_turn())) {
   }
 }
 

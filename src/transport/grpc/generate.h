@@ -43,8 +43,13 @@ class StreamCall final : public GenerateCall, public grpc::ServerWriteReactor<Re
   [[nodiscard]] Turn next_turn();
   // Reads the turn's piece into response_; false when there is nothing in it for the client.
   [[nodiscard]] bool fill(Turn& turn);
+  // Gives gRPC the turn; true when there may be another.
+  [[nodiscard]] bool play(const Turn& turn);
 
   Response response_;  // of the write under way, alone
+  // Somebody took a piece that gRPC has not got yet, and goes on with whatever comes meanwhile.
+  // Till then nobody else may end the call: gRPC would be done with it before that write.
+  bool reading_ ABSL_GUARDED_BY(mu_) = false;
 };
 
 // GenerateOnce, ChatOnce: collects everything, then answers.
