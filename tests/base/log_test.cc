@@ -56,11 +56,12 @@ LogRecord record_of(std::string_view message, std::span<const LogField> fields =
 }
 
 TEST(LogRecordTest, HasTheKeysThatCollectorsRead) {
+  const std::string text = "two words";
   const std::vector<LogField> fields = {{"method", "Chat"},
                                         {"input_length", size_t{42}},
                                         {"total_ms", 1.5},
                                         {"stream", true},
-                                        {"text", std::string("two words")}};
+                                        {"text", text}};
   LogRecord record = record_of("request finished", fields);
   record.level = LogLevel::warn;
   record.trace_id = "0af7651916cd43dd8448eb211c80319c";
