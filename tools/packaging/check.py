@@ -16,6 +16,7 @@ from roots import BOOKWORM, NOBLE, PATH, Workshop, network_environment, release_
 
 TREE = pathlib.Path(__file__).resolve().parents[2]
 MODEL = TREE / "models" / "r1-nano"
+CCACHE = "/ccache"  # where the compiler cache of --ccache stands in a root
 
 
 def export_tree(folder):
@@ -72,9 +73,9 @@ class Image:
         if "-devel-" in stage.image:
             binds.append(f"{self.options.toolkit.resolve()}:/usr/local/cuda")
         if building and self.options.ccache:
-            binds.append(f"{self.options.ccache}:/root/.cache/ccache")
+            binds.append(f"{self.options.ccache}:{CCACHE}")
         root = self.workshop.make(f"{pathlib.Path(self.file).name}.{stage.name}", release_of(stage.image), binds)
-        environment = {"PATH": PATH, "HOME": "/root"}
+        environment = {"PATH": PATH, "HOME": "/root", "CCACHE_DIR": CCACHE}
         if "-devel-" in stage.image:
             environment["PATH"] = f"/usr/local/cuda/bin:{PATH}"
         arguments = network_environment()
@@ -137,10 +138,10 @@ def check_image(options, workshop, file):
 
 def check_readme(options, workshop, name, release):
     """`scripts/run --once` and `scripts/test` as the README has them, on a fresh system."""
-    binds = [f"{options.ccache}:/root/.cache/ccache"] if options.ccache else []
+    binds = [f"{options.ccache}:{CCACHE}"] if options.ccache else []
     root = workshop.make(f"readme.{name}", release, binds)
     export_tree(root.inside("/src"))
-    environment = {"PATH": PATH, "HOME": "/root", "LANG": "C.UTF-8"} | network_environment()
+    environment = {"PATH": PATH, "HOME": "/root", "LANG": "C.UTF-8", "CCACHE_DIR": CCACHE} | network_environment()
     authorities = os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE")
     if authorities:
         shutil.copy(authorities, root.inside("/authorities.pem"))

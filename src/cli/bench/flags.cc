@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The command line of `r1d bench`.
+#include <charconv>
+#include <cmath>
 #include <memory>
 
 #include <CLI/CLI.hpp>
@@ -21,6 +23,15 @@ std::string complaint(const absl::Status& status) {
 }
 std::string complaint(bool valid, const std::string& expected) {
   return valid ? std::string() : "expected " + expected;
+}
+
+// In place of CLI::PositiveNumber, whose message ends with the largest double in all its digits.
+std::string positive(const std::string& text) {
+  double value = 0;
+  const char* end = text.data() + text.size();
+  const auto read = std::from_chars(text.data(), end, value);
+  return complaint(read.ec == std::errc() && read.ptr == end && value > 0 && std::isfinite(value),
+                   fmt::format("a number above 0, found {}", text));
 }
 
 // "64x4096" -> (64, 4096).
@@ -70,7 +81,7 @@ void add_load_flags(CLI::App& command, LoadOptions& load) {
                     ->capture_default_str());
   CLI::Option* rate =
       command.add_option("--rate", load.rate, "Open loop: requests a second, whatever comes back")
-          ->check(CLI::PositiveNumber);
+          ->check(positive);
   command
       .add_option_function<std::string>(
           "--arrivals",
@@ -84,7 +95,7 @@ void add_load_flags(CLI::App& command, LoadOptions& load) {
       ->capture_default_str()
       ->excludes(rate);
   command.add_option("--requests", load.num_requests, "Requests to send; default 100, or by time")
-      ->check(CLI::PositiveNumber);
+      ->check(positive);
   add_seconds(command, "--duration", load.seconds, "Sends nothing later; what runs may end");
   add_seconds(command, "--timeout", load.timeout_seconds, "Deadline of a request")
       ->default_str("10m");
