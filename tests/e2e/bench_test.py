@@ -172,6 +172,8 @@ def test_a_daemon_that_is_not_there_is_named():
         (["--goodput", "speed:5ms"], "speed:5ms"),
         (["--duration", "10"], "duration"),
         (["--rate", "5", "--concurrency", "2"], "--rate"),
+        (["--rate", "-1"], "--rate: expected a number above 0, found -1\n"),
+        (["--requests", "0"], "--requests: expected a number above 0, found 0\n"),
         (["--address", "localhost"], "--address"),
         (["--requests-file", "/nonexistent"], "/nonexistent"),
     ],
