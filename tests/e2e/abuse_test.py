@@ -11,7 +11,7 @@ import pytest
 
 import http2
 from client import failure, fields, tokens_of
-from daemon import SANITIZED
+from daemon import SANITIZED, wait_until
 
 GENERATE_ONCE = "/r1d.v1.InferenceService/GenerateOnce"
 # All attacks together. What gRPC alone took for the first three: 192 MB in 0.3 s, one core, 4 GB in 8 s.
@@ -229,7 +229,7 @@ def test_slow_clients_do_not_stay(daemon, victim):
             clients.append(client)
         slow = stack.enter_context(http2.Client(daemon.address))
         slow.send(open_block())
-        assert daemon.metrics().value("r1d_connections", state="handshake") >= 100
+        wait_until(lambda: daemon.metrics().value("r1d_connections", state="handshake") >= 100, "100 handshakes are open")
         assert all(client.closed() for client in [*clients, slow])
     assert time.monotonic() - begin < 30
     assert refused(daemon, "timeout") >= 101
