@@ -431,6 +431,22 @@ cudaError_t gather_columns(const PeerMemory& peers, const GatherColumns& a, cons
   return enqueue(gather_columns_f32, grid, launch, peers, a, senders, vectors);
 }
 
+cudaError_t load_all_reduce() {
+  const void* const kernels[] = {
+      reinterpret_cast<const void*>(&one_shot_bf16),
+      reinterpret_cast<const void*>(&two_shot_bf16),
+      reinterpret_cast<const void*>(&all_reduce_add_norm_bf16<kFewThreads>),
+      reinterpret_cast<const void*>(&all_reduce_add_norm_bf16<1024>),
+      reinterpret_cast<const void*>(&gather_columns_f32),
+      reinterpret_cast<const void*>(&advance)};
+  for (const void* kernel : kernels) {
+    cudaFuncAttributes attributes{};
+    const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
 cudaError_t advance_epoch(uint32_t* epoch, uint32_t count, const Launch& launch) {
   if (epoch == nullptr) return cudaErrorInvalidValue;
   if (count == 0) return cudaSuccess;

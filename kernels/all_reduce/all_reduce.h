@@ -92,4 +92,8 @@ cudaError_t gather_columns(const PeerMemory& peers, const GatherColumns& a, cons
 // *epoch += count: the end of a step of `count` collectives.
 cudaError_t advance_epoch(uint32_t* epoch, uint32_t count, const Launch& launch);
 
+// Loads the code of all of these into the current device, so that no first launch has to while a
+// kernel waits for another GPU.
+cudaError_t load_all_reduce();
+
 }  // namespace r1d::kernels
