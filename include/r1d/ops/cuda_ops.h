@@ -37,9 +37,9 @@ struct CudaOptions {
 
 // How ranks reach each other.
 struct CudaRankOptions {
-  std::vector<int32_t> devices;  // [rank]; empty: options.device and those behind it
-  bool peer_memory = true;       // use our collectives where GPUs reach each other's memory
-  bool nccl = true;              // false: ours alone, so that ranks may share a GPU, in tests
+  std::vector<int32_t> devices = {};  // [rank]; empty: options.device and those behind it
+  bool peer_memory = true;            // use our collectives where GPUs reach each other's memory
+  bool nccl = true;                   // false: ours alone, so that ranks may share a GPU, in tests
 };
 
 // One Ops a rank; each is driven by a thread of its own, all make the same calls in the same order.

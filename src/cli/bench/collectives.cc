@@ -70,7 +70,8 @@ std::string micros(const std::optional<double>& time) {
 
 nlohmann::json to_json(const CollectivesFlags& flags, const std::vector<ops::CollectiveRow>& rows) {
   const ops::CollectiveBenchOptions& options = flags.options;
-  nlohmann::json document = {{"version", base::version()},
+  nlohmann::json document = {{"schema", "r1d.bench.collectives/1"},
+                             {"version", base::version()},
                              {"device", device_name(options.cuda, options.world_size)},
                              {"world_size", options.world_size},
                              {"rows", nlohmann::json::array()}};
