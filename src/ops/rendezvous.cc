@@ -35,10 +35,11 @@ absl::Status Rendezvous::meet(const std::function<absl::Status()>& last) {
   return aborted_status();
 }
 
-void Rendezvous::abort() {
+void Rendezvous::abort(const std::function<void()>& also) {
   base::MutexLock lock(mu_);
   aborted_ = true;
   ++num_aborts_;
+  if (also) also();
   changed_.notify_all();
 }
 

@@ -24,8 +24,9 @@ class Rendezvous {
   // `last`, if there is one, while the others wait; its error is everybody's.
   [[nodiscard]] absl::Status meet(const std::function<absl::Status()>& last = nullptr);
 
-  // Present and later meetings return kUnavailable until rejoin().
-  void abort();
+  // Present and later meetings return kUnavailable until rejoin(). `also` runs at the same moment:
+  // no meeting, and no rejoin, comes between.
+  void abort(const std::function<void()>& also = nullptr);
   [[nodiscard]] bool aborted() const;
 
   // Ends an abort: returns when every rank has called it, none being in a meeting. `able`: whether

@@ -12,6 +12,7 @@
 #include "r1d/base/dtype.h"
 #include "r1d/base/status.h"
 #include "r1d/device/gpu_info.h"
+#include "r1d/device/nccl_info.h"
 
 #include "engine/rank_group.h"
 #include "ops/collective_samples.h"
@@ -113,6 +114,8 @@ class CollectivesTest : public testing::TestWithParam<Setting> {
   void SetUp() override {
     const auto needed = static_cast<size_t>(GetParam().gpus);
     if (gpu_count() < needed) GTEST_SKIP() << "needs " << needed << " GPUs";
+    const auto nccl = device::nccl_version();
+    ASSERT_TRUE(needed == 1 || nccl.ok()) << message_of(nccl.status());
   }
 };
 

@@ -66,11 +66,6 @@ void CollectiveGroup::set_word(uint32_t value) {
   std::atomic_ref<uint32_t>(*reinterpret_cast<uint32_t*>(word_.data())).store(value);
 }
 
-void CollectiveGroup::abort() {
-  rendezvous.abort();
-  set_word(1);
-}
-
 absl::Status CollectiveGroup::renew() {
   set_word(0);
   if (!options.nccl) return absl::OkStatus();
@@ -186,9 +181,16 @@ absl::Status Collectives::meet() {
   return group_->rendezvous.meet();
 }
 
+// The word, and which communicator it is, belong to the moment of the abort: after a rejoin they
+// would be those of the next life. connect() sets a communicator before it looks whether an abort
+// has come, so none is missed.
 void Collectives::abort() {
-  group_->abort();
-  if (const auto current = comm()) current->abort();
+  std::shared_ptr<device::NcclComm> current;
+  group_->rendezvous.abort([&] {
+    group_->set_word(1);
+    current = comm();
+  });
+  if (current) current->abort();
 }
 
 absl::Status Collectives::rejoin() {

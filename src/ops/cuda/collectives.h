@@ -46,8 +46,8 @@ class CollectiveGroup {
   [[nodiscard]] const uint32_t* abort_word() const {
     return reinterpret_cast<const uint32_t*>(word_.data());
   }
-  // Ends all waits, on hosts and on GPUs.
-  void abort();
+  // 1: kernels stop waiting.
+  void set_word(uint32_t value);
   // By one rank while the others wait: nothing is aborted any more, and there is a new NCCL id.
   [[nodiscard]] absl::Status renew();
 
@@ -63,7 +63,6 @@ class CollectiveGroup {
 
  private:
   explicit CollectiveGroup(const CollectiveOptions& wanted);
-  void set_word(uint32_t value);
   device::PinnedMemory word_;
 };
 
