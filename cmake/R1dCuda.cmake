@@ -35,6 +35,21 @@ if(R1D_HAVE_CUDA)
   endif()
 endif()
 
+# r1d_nccl(TARGET): compiles NCCL's calls in when its header is found (libnccl-dev of NVIDIA's repository, a toolkit that
+# holds it, or -DR1D_NCCL_INCLUDE=DIR, e.g. of the Python package nvidia-nccl-cu13). The library is loaded at run time, so
+# that a host without it serves one GPU.
+function(r1d_nccl target)
+  find_path(R1D_NCCL_INCLUDE nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS} DOC "Folder of nccl.h; empty: one GPU a process")
+  if(R1D_NCCL_INCLUDE)
+    message(STATUS "r1d: NCCL's header in ${R1D_NCCL_INCLUDE}")
+    target_compile_definitions(${target} PRIVATE R1D_HAVE_NCCL)
+    target_include_directories(${target} SYSTEM PRIVATE ${R1D_NCCL_INCLUDE})
+    target_link_libraries(${target} PRIVATE ${CMAKE_DL_LIBS})
+  else()
+    message(STATUS "r1d: no nccl.h found; engine.world_size on GPUs is 1 in this build (install libnccl-dev)")
+  endif()
+endfunction()
+
 # What every CUDA target is compiled with.
 function(r1d_cuda_options target)
   set_target_properties(${target} PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON)

@@ -7,6 +7,7 @@
 
 #include "r1d/base/status.h"
 #include "r1d/device/gpu_info.h"
+#include "r1d/device/nccl_info.h"
 #include "r1d/ops/cuda_ops.h"
 
 #include "engine/host_memory.h"
@@ -14,8 +15,8 @@
 namespace r1d::engine {
 namespace {
 
-ops::CudaOptions cuda_options(const EngineOptions& options, int32_t rank, int32_t max_model_len) {
-  return {.device = rank,
+ops::CudaOptions cuda_options(const EngineOptions& options, int32_t max_model_len) {
+  return {.world_size = options.world_size,
           .max_tokens = options.max_num_batched_tokens,
           .max_sequences = options.max_batch_size,
           .max_model_len = max_model_len,
@@ -39,11 +40,12 @@ absl::Status check_gpus(const EngineOptions& options) {
         options.world_size,
         gpus.size());
   }
-  if (options.world_size > 1) {
-    return unimplemented("engine.device cuda: one GPU so far; engine.world_size is {}",
-                         options.world_size);
-  }
-  return absl::OkStatus();
+  if (options.world_size == 1) return absl::OkStatus();
+  const auto nccl = device::nccl_version();
+  if (nccl.ok()) return absl::OkStatus();
+  return failed_precondition("engine.device cuda: engine.world_size {} needs NCCL: {}",
+                             options.world_size,
+                             message_of(nccl.status()));
 }
 
 }  // namespace
@@ -60,10 +62,13 @@ absl::StatusOr<int64_t> cache_budget(const EngineOptions& options,
   if (options.device == Device::kCpu) return spare_host_bytes("") / options.world_size / 4;
   R1D_RETURN_IF_ERROR(check_gpus(options));
   R1D_ASSIGN_OR_RETURN(const auto gpus, device::list_gpus());
-  // The CUDA context, graphs and the allocator's rounding.
-  const int64_t reserve = (int64_t{2} << 30) + gpus.front().memory_bytes / 50;
-  return gpus.front().memory_bytes - reserve - weight_bytes -
-         ops::cuda_workspace_bytes(dims, cuda_options(options, 0, longest));
+  int64_t memory = gpus.front().memory_bytes;
+  for (int32_t rank = 1; rank < options.world_size; ++rank)
+    memory = std::min(memory, gpus[static_cast<size_t>(rank)].memory_bytes);
+  // The CUDA context, graphs, NCCL's buffers and the allocator's rounding.
+  const int64_t reserve = (int64_t{2} << 30) + memory / 50;
+  return memory - reserve - weight_bytes -
+         ops::cuda_workspace_bytes(dims, cuda_options(options, longest));
 }
 
 absl::StatusOr<std::vector<std::unique_ptr<ops::Ops>>> make_ops(
@@ -77,14 +82,7 @@ absl::StatusOr<std::vector<std::unique_ptr<ops::Ops>>> make_ops(
          .bf16_dot = options.bf16_dot});
   }
   R1D_RETURN_IF_ERROR(check_gpus(options));
-  std::vector<std::unique_ptr<ops::Ops>> ranks;
-  for (int32_t rank = 0; rank < options.world_size; ++rank) {
-    R1D_ASSIGN_OR_RETURN(auto made,
-                         ops::make_cuda_ops(dims[static_cast<size_t>(rank)],
-                                            cuda_options(options, rank, max_model_len)));
-    ranks.push_back(std::move(made));
-  }
-  return ranks;
+  return ops::make_cuda_ranks(dims, cuda_options(options, max_model_len), {});
 }
 
 std::string describe_device(const EngineOptions& options) {
@@ -93,7 +91,9 @@ std::string describe_device(const EngineOptions& options) {
         "cpu ({}, {} threads)", ops::cpu_target(options.bf16_dot), total_threads(options));
   }
   const auto gpus = device::list_gpus();
-  return fmt::format("cuda ({})", gpus.ok() && !gpus->empty() ? gpus->front().name : "no GPU");
+  const std::string name = gpus.ok() && !gpus->empty() ? gpus->front().name : "no GPU";
+  if (options.world_size == 1) return fmt::format("cuda ({})", name);
+  return fmt::format("cuda ({} x {})", options.world_size, name);
 }
 
 }  // namespace r1d::engine

@@ -14,6 +14,14 @@ absl::StatusOr<std::unique_ptr<Ops>> make_cuda_ops(const ModelDims& dims,
   return failed_precondition("this binary was built without CUDA");
 }
 
+absl::StatusOr<std::vector<std::unique_ptr<Ops>>> make_cuda_ranks(
+    const std::vector<ModelDims>& dims, const CudaOptions& options, const CudaRankOptions& ranks) {
+  static_cast<void>(dims);
+  static_cast<void>(options);
+  static_cast<void>(ranks);
+  return failed_precondition("this binary was built without CUDA");
+}
+
 int64_t cuda_workspace_bytes(const ModelDims& dims, const CudaOptions& options) {
   static_cast<void>(dims);
   static_cast<void>(options);

@@ -204,3 +204,22 @@ def test_offline_batches_are_timed_in_order(tmp_path):
 def test_offline_wants_one_model():
     answer = r1d.run("bench", "offline")
     assert answer.returncode == 1 and "--model-config" in answer.stderr
+
+
+def test_sums_over_the_cpus_ranks_are_timed_checked_and_labelled(tmp_path):
+    file = tmp_path / "sums.json"
+    answer = r1d.run("bench", "collectives", "--device", "cpu", "--world-size", 3, "--shape", "1x7168,64x64",
+                     "--repeats", 3, "--json", file)
+    assert answer.returncode == 0, answer.stderr
+    document = json.loads(file.read_text())
+    assert document["schema"] == "r1d.bench.collectives/1"
+    assert "CPU" in document["device"] and "CPU" in answer.stdout
+    assert [row["bytes"] for row in document["rows"]] == [4 * 7168, 4 * 64 * 64]
+    for row in document["rows"]:
+        assert row["chosen"] == "local"
+        assert row["ways"]["local"]["correct"] and row["ways"]["local"]["single_us"] > 0
+
+
+def test_a_shape_that_is_none_is_named():
+    answer = r1d.run("bench", "collectives", "--shape", "1024")
+    assert answer.returncode == 2 and "--shape" in answer.stderr and "1024x1024" in answer.stderr

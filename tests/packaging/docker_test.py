@@ -63,11 +63,12 @@ def test_every_step_can_be_run_in_a_plain_root():
 
 
 def test_both_images_end_alike():
-    """What differs is CUDA: the base, its library, what the driver's hook is told."""
+    """What differs is CUDA: the base, its libraries, what the driver's hook is told."""
     cpu, cuda = ([(step.kind, step.text) for step in stages(file)[-1].steps] for file in IMAGES)
     assert [step for step in cpu if step not in cuda] == [("RUN", "r1d version")]
     assert [step for step in cuda if step not in cpu] == [
         ("COPY", "--from=build /libraries/libcublasLt.so.13 /usr/local/lib/libcublasLt.so.13"),
+        ("COPY", "--from=build /libraries/libnccl.so.2 /usr/local/lib/libnccl.so.2"),
         ("RUN", "ldconfig && r1d version"),
         ("ENV", "NVIDIA_DRIVER_CAPABILITIES=compute,utility"),
     ]

@@ -33,6 +33,11 @@ namespace r1d::device {
 // Makes GPU `index` the calling thread's.
 [[nodiscard]] absl::Status use_device(int32_t index);
 
+// Whether GPU `device` can read and write the memory of GPU `peer` itself, over NVLink or PCIe.
+[[nodiscard]] absl::StatusOr<bool> can_access_peer(int32_t device, int32_t peer);
+// Lets the calling thread's GPU do so, for all memory of `peer` there is and will be.
+[[nodiscard]] absl::Status enable_peer_access(int32_t peer);
+
 struct DeviceMemoryInfo {
   int64_t free_bytes = 0;
   int64_t total_bytes = 0;

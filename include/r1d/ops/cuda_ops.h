@@ -16,7 +16,8 @@
 namespace r1d::ops {
 
 struct CudaOptions {
-  int32_t device = 0;         // index of the GPU
+  int32_t device = 0;         // index of the GPU; of several ranks, rank 0's
+  int32_t world_size = 1;     // ranks that meet, for the memory this takes
   int32_t max_tokens = 0;     // largest T of a step; workspaces are taken for it at creation
   int32_t max_sequences = 0;  // most sequences of a step
   int32_t max_model_len = 0;  // longest context of a sequence, tokens
@@ -33,6 +34,18 @@ struct CudaOptions {
 // thread, which calls attach() first.
 [[nodiscard]] absl::StatusOr<std::unique_ptr<Ops>> make_cuda_ops(const ModelDims& dims,
                                                                  const CudaOptions& options);
+
+// How ranks reach each other.
+struct CudaRankOptions {
+  std::vector<int32_t> devices = {};  // [rank]; empty: options.device and those behind it
+  bool peer_memory = true;            // use our collectives where GPUs reach each other's memory
+  bool nccl = true;                   // false: ours alone, so that ranks may share a GPU, in tests
+};
+
+// One Ops a rank; each is driven by a thread of its own, all make the same calls in the same order.
+// As make_cuda_ops; kFailedPrecondition also without NCCL.
+[[nodiscard]] absl::StatusOr<std::vector<std::unique_ptr<Ops>>> make_cuda_ranks(
+    const std::vector<ModelDims>& dims, const CudaOptions& options, const CudaRankOptions& ranks);
 
 // Bytes that make_cuda_ops takes on the GPU besides weights and latent cache; for plans.
 [[nodiscard]] int64_t cuda_workspace_bytes(const ModelDims& dims, const CudaOptions& options);

@@ -282,8 +282,16 @@ class Ops {
   // Grows while a call computes; 0 where calls only enqueue. Callable from any thread.
   [[nodiscard]] virtual uint64_t progress() const { return 0; }
 
-  // Lets a rank that waits in a collective return kUnavailable. Callable from any thread; final.
+  // Lets a rank that waits in a collective return kUnavailable; later collectives fail at once.
+  // Callable from any thread; holds until rejoin().
   virtual void abort() = 0;
+
+  // Called on every rank's own thread after abort() once all ranks have left the step: makes the
+  // communicator anew. Weights and caches stay as they are. A collective. An error means that the
+  // fault does not allow it, and the engine is lost.
+  [[nodiscard]] virtual absl::Status rejoin() {
+    return absl::UnimplementedError("these ranks cannot rejoin");
+  }
 };
 
 }  // namespace r1d::ops

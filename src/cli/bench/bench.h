@@ -81,6 +81,9 @@ struct RankShardOptions {
 // One rank's steps on a GPU, kernel by kernel.
 [[nodiscard]] absl::Status rank_shard(const RankShardOptions& options);
 
+// Adds `bench collectives`.
+void add_collectives(CLI::App& bench, std::function<absl::Status()>& action);
+
 // kInvalidArgument names the flag and the file.
 [[nodiscard]] absl::Status write_file(const char* flag,
                                       const std::string& path,

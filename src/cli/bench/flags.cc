@@ -347,6 +347,7 @@ void add_bench(CLI::App& app, std::function<absl::Status()>& action) {
   bench::add_serve(*command, action);
   bench::add_report(*command, action);
   bench::add_offline(*command, action);
+  bench::add_collectives(*command, action);
 }
 
 }  // namespace r1d::cli

@@ -7,6 +7,8 @@
 #include <array>
 #include <map>
 #include <optional>
+#include <set>
+#include <tuple>
 #include <utility>
 
 #include "r1d/base/check.h"
@@ -21,6 +23,7 @@
 #include "kernels/rope/rope.h"
 #include "ops/cuda/arena.h"
 #include "ops/cuda/attention.h"
+#include "ops/cuda/collectives.h"
 #include "ops/cuda/feed_forward.h"
 #include "ops/cuda/launches.h"
 #include "ops/cuda/linear.h"
@@ -56,10 +59,16 @@ __nv_bfloat16* bf16(const Tensor& tensor) {
 
 class CudaOps final : public Ops, public CudaProbe {
  public:
-  CudaOps(const ModelDims& dims, const CudaOptions& options, const device::GpuInfo& gpu)
+  // `group`: null for a rank without others.
+  CudaOps(const ModelDims& dims,
+          const CudaOptions& options,
+          const device::GpuInfo& gpu,
+          std::shared_ptr<CollectiveGroup> group,
+          int32_t rank)
       : dims_(dims),
         options_(options),
         gpu_(gpu),
+        rank_(rank),
         sm90_(gpu.compute_major == 9 && gpu.compute_minor == 0),
         r1_heads_(sm90_ && has_r1_heads(dims, options.block_size)),
         launches_(stream_, /*dependent=*/sm90_),
@@ -74,7 +83,12 @@ class CudaOps final : public Ops, public CudaProbe {
         sampler_(static_cast<int32_t>(max_rows()),
                  static_cast<int32_t>(dims_.vocab_size),
                  10 * gpu.compute_major + gpu.compute_minor,
-                 gpu.num_multiprocessors) {}
+                 gpu.num_multiprocessors) {
+    if (group != nullptr) {
+      collectives_.emplace(
+          std::move(group), rank, 10 * gpu.compute_major + gpu.compute_minor, stream_, launches_);
+    }
+  }
 
   // Bytes of all workspaces; with memory behind it, places them.
   size_t layout(std::byte* base) {
@@ -90,7 +104,9 @@ class CudaOps final : public Ops, public CudaProbe {
     sampler_.layout(arena);
     linear_.layout(arena, tokens, (widest + 127) / 128 * 128);
     if (dims_.hidden_size % 128 == 0) normed_ = arena.take_quantized(tokens, dims_.hidden_size);
-    logits_ = arena.take<float>(max_rows() * dims_.vocab_size);
+    // Rank 0 gets all columns.
+    const int64_t columns = rank_ == 0 ? dims_.vocab_size : dims_.vocab_size / options_.world_size;
+    logits_ = arena.take<float>(max_rows() * columns);
     head_rows_ = arena.take<__nv_bfloat16>(max_rows() * dims_.hidden_size);
     inv_freq_ = arena.take<float>(static_cast<int64_t>(dims_.rope_inv_freq.size()));
     return arena.used();
@@ -110,7 +126,8 @@ class CudaOps final : public Ops, public CudaProbe {
     R1D_RETURN_IF_ERROR(stream_.copy_in(
         inv_freq_, dims_.rope_inv_freq.data(), dims_.rope_inv_freq.size() * sizeof(float)));
     preparer_.emplace(dims_, options_.block_size, sm90_, stream_);
-    return stream_.synchronize();
+    R1D_RETURN_IF_ERROR(stream_.synchronize());
+    return collectives_ ? collectives_->attach(logits_) : absl::OkStatus();
   }
 
   [[nodiscard]] DType activation_dtype() const override { return DType::kBF16; }
@@ -179,17 +196,24 @@ class CudaOps final : public Ops, public CudaProbe {
     if (preparer_) {
       R1D_RETURN_IF_ERROR(stream_.synchronize());
       preparer_.reset();  // no weights come after the first step: its scratch memory goes back
+      // Freeing may wait for what runs on the other GPUs, so nothing there may wait for this one.
+      if (collectives_) R1D_RETURN_IF_ERROR(collectives_->meet());
     }
     const int32_t bucket = bucket_of(inputs);
+    choose_mode(bucket);
+    if (collectives_) R1D_RETURN_IF_ERROR(collectives_->begin_step(collective_mode(inputs)));
     num_tokens_ = static_cast<int64_t>(inputs.token_ids.size());
     num_logit_rows_ = static_cast<int64_t>(inputs.logit_rows.size());
     logits_target_ = nullptr;
-    sample_ = inputs.sample;
+    sample_ = rank_ == 0 ? inputs.sample : nullptr;
     normed_of_ = nullptr;
     R1D_RETURN_IF_ERROR(step_.begin(inputs, bucket, stream_));
     R1D_RETURN_IF_ERROR(begin_.record(stream_));
-    R1D_RETURN_IF_ERROR(choose_mode(bucket));
     if (mode_ == Mode::kReplay) return absl::OkStatus();
+    if (mode_ == Mode::kRecord) {
+      R1D_RETURN_IF_ERROR(device::Graph::begin_recording(stream_));
+      recording_ = true;
+    }
     launches_.start_step();
     const kernels::BeginStep begin{.sequences = step_.all(),
                                    .block_size = options_.block_size,
@@ -209,7 +233,7 @@ class CudaOps final : public Ops, public CudaProbe {
   [[nodiscard]] absl::Status embed(const Matrix& table, int64_t first_row, Tensor out) override {
     if (mode_ == Mode::kReplay) return absl::OkStatus();
     const double bytes = 4.0 * static_cast<double>(step_.num_tokens() * table.cols);
-    return launches_(Kind::kEmbed, {.bytes = bytes}, [&](const Launch& launch) {
+    R1D_RETURN_IF_ERROR(launches_(Kind::kEmbed, {.bytes = bytes}, [&](const Launch& launch) {
       // The step's plan and tables are read ahead of dependency waits from here on (mla_decode.h),
       // so this one kernel waits for what made them in the ordinary way.
       const Launch after_plan{.stream = launch.stream, .dependent = false};
@@ -223,7 +247,11 @@ class CudaOps final : public Ops, public CudaProbe {
                              .out = bf16(out),
                              .out_stride = out.stride},
                             after_plan);
-    });
+    }));
+    if (!collectives_) return absl::OkStatus();
+    R1D_CHECK(out.stride == out.cols);
+    return collectives_->all_reduce(
+        {.in = bf16(out), .out = bf16(out), .count = step_.num_tokens() * out.cols});
   }
 
   [[nodiscard]] absl::Status norm(Tensor x, const float* weight, Tensor out) override {
@@ -249,6 +277,7 @@ class CudaOps final : public Ops, public CudaProbe {
                                              Tensor out) override {
     if (mode_ == Mode::kReplay) return absl::OkStatus();
     normed_of_ = out.data;
+    if (collectives_) return all_reduce_add_norm(partial, residual, weight, out);
     const double bytes = 9.0 * static_cast<double>(step_.num_tokens() * residual.cols);
     return launches_(Kind::kNorm, {.bytes = bytes}, [&](const Launch& launch) {
       return kernels::add_norm(
@@ -294,9 +323,9 @@ class CudaOps final : public Ops, public CudaProbe {
                                     int64_t first_row,
                                     Tensor x,
                                     float* logits) override {
-    static_cast<void>(first_row);
+    R1D_CHECK(!collectives_ || first_row == rank_ * head.rows);
     logits_target_ = logits;
-    logit_columns_ = head.rows;
+    logit_columns_ = collectives_ && rank_ == 0 ? dims_.vocab_size : head.rows;
     if (mode_ == Mode::kReplay || step_.num_logit_rows() == 0) return absl::OkStatus();
     const int64_t rows = step_.num_logit_rows();
     // The wanted rows, gathered as an embedding would.
@@ -310,30 +339,51 @@ class CudaOps final : public Ops, public CudaProbe {
                             launch);
     }));
     const Linear weight{.raw = head, .tiled = {}};
-    return linear_.multiply(Kind::kHead,
-                            weight,
-                            {.data = head_rows_, .stride = x.cols, .quantized = {}},
-                            rows,
-                            {.data = logits_, .stride = head.rows, .f32 = true});
+    R1D_RETURN_IF_ERROR(linear_.multiply(Kind::kHead,
+                                         weight,
+                                         {.data = head_rows_, .stride = x.cols, .quantized = {}},
+                                         rows,
+                                         {.data = logits_, .stride = logit_columns_, .f32 = true}));
+    return collectives_ ? collectives_->gather(logits_, rows, head.rows) : absl::OkStatus();
   }
 
   [[nodiscard]] bool samples() const override { return true; }
 
   [[nodiscard]] absl::Status end_step() override {
+    R1D_RETURN_IF_ERROR(end_collectives());
     R1D_RETURN_IF_ERROR(launch_graph());
     const bool sample = sample_ != nullptr && !sample_->rows.empty();
-    if (sample) R1D_RETURN_IF_ERROR(sampler_.enqueue(*sample_, logits_, logit_columns_, stream_));
+    if (sample) R1D_RETURN_IF_ERROR(enqueue_sampler());
     R1D_RETURN_IF_ERROR(end_.record(stream_));
     if (logits_target_ != nullptr && num_logit_rows_ > 0) {
       const int64_t bytes = num_logit_rows_ * logit_columns_ * int64_t{sizeof(float)};
       R1D_RETURN_IF_ERROR(stream_.copy_out(logits_target_, logits_, static_cast<size_t>(bytes)));
     }
     R1D_RETURN_IF_ERROR(stream_.synchronize());
+    if (collectives_) R1D_RETURN_IF_ERROR(collectives_->finish_step(num_collectives_));
     if (sample) sampler_.collect(*sample_);
     return absl::OkStatus();
   }
 
-  void abort() override {}  // one rank: nobody waits for another
+  void abort() override {
+    if (collectives_) collectives_->abort();  // else nobody waits for another
+  }
+
+  // Graphs and what else depends on the steps so far begin anew, since a failed step may have been
+  // another one for each rank.
+  [[nodiscard]] absl::Status rejoin() override {
+    if (!collectives_) return failed_precondition("a GPU whose step failed is not used again");
+    if (recording_) {
+      recording_ = false;
+      // What was recorded is thrown away, whatever became of it.
+      static_cast<void>(device::Graph::end_recording(stream_));
+    }
+    R1D_RETURN_IF_ERROR(collectives_->rejoin());
+    graphs_.clear();
+    seen_.clear();
+    preparer_.reset();
+    return collectives_->meet();
+  }
 
   [[nodiscard]] absl::StatusOr<double> last_step_micros() override {
     return end_.micros_since(begin_);
@@ -384,7 +434,10 @@ class CudaOps final : public Ops, public CudaProbe {
   struct BucketGraph {
     bool warmed = false;  // ran once, so that every kernel is loaded
     std::optional<device::Graph> graph;
+    uint32_t num_collectives = 0;
   };
+  // Eager steps of one kind launch the same kernels, give or take.
+  using StepKind = std::tuple<int32_t, bool, bool>;  // tokens' power of two; decodes; prefills
 
   [[nodiscard]] int64_t max_tokens() const {
     return std::max(options_.max_tokens, DeviceStep::kMaxGraphTokens);
@@ -399,25 +452,52 @@ class CudaOps final : public Ops, public CudaProbe {
     const bool decodes = std::all_of(inputs.sequences.begin(),
                                      inputs.sequences.end(),
                                      [](const SequenceSpan& span) { return span.query_len == 1; });
-    if (!options_.graphs || !decodes || tokens == 0 || tokens > kBuckets.back() ||
+    const bool records = options_.graphs && (!collectives_ || collectives_->has_peer_memory());
+    if (!records || !decodes || tokens == 0 || tokens > kBuckets.back() ||
         inputs.logit_rows.size() != inputs.token_ids.size()) {
       return 0;
     }
     return *std::lower_bound(kBuckets.begin(), kBuckets.end(), tokens);
   }
 
-  absl::Status choose_mode(int32_t bucket) {
+  void choose_mode(int32_t bucket) {
     bucket_ = bucket;
     mode_ = Mode::kEager;
-    if (bucket == 0) return absl::OkStatus();
+    if (bucket == 0) return;
     BucketGraph& entry = graphs_[bucket];
     if (entry.graph) {
       mode_ = Mode::kReplay;
     } else if (entry.warmed) {
       mode_ = Mode::kRecord;
-      return device::Graph::begin_recording(stream_);
     }
     entry.warmed = true;
+  }
+
+  // Eager steps are careful the first time: they load kernels.
+  [[nodiscard]] Collectives::Mode collective_mode(const StepInputs& inputs) {
+    if (mode_ == Mode::kReplay) return Collectives::Mode::kFree;
+    if (mode_ == Mode::kRecord) return Collectives::Mode::kRecorded;
+    if (bucket_ > 0) return Collectives::Mode::kCareful;
+    const auto has = [&](bool decode) {
+      return std::any_of(
+          inputs.sequences.begin(), inputs.sequences.end(), [&](const SequenceSpan& span) {
+            return (span.query_len <= DeviceStep::kMaxDecodeQuery) == decode;
+          });
+    };
+    int32_t power = 0;
+    while ((size_t{1} << power) < inputs.token_ids.size()) ++power;
+    const bool first = seen_.insert({power, has(true), has(false)}).second;
+    return first ? Collectives::Mode::kCareful : Collectives::Mode::kFree;
+  }
+
+  // The end of the collectives of a step that is enqueued or recorded.
+  absl::Status end_collectives() {
+    if (!collectives_) return absl::OkStatus();
+    if (mode_ == Mode::kReplay) {
+      num_collectives_ = graphs_[bucket_].num_collectives;
+      return absl::OkStatus();
+    }
+    R1D_ASSIGN_OR_RETURN(num_collectives_, collectives_->end_step());
     return absl::OkStatus();
   }
 
@@ -425,11 +505,42 @@ class CudaOps final : public Ops, public CudaProbe {
     if (mode_ == Mode::kEager) return absl::OkStatus();
     BucketGraph& entry = graphs_[bucket_];
     if (mode_ == Mode::kRecord) {
+      recording_ = false;
       R1D_ASSIGN_OR_RETURN(entry.graph, device::Graph::end_recording(stream_));
+      entry.num_collectives = num_collectives_;
+      if (collectives_) {
+        // Making a graph may take memory: no rank starts before all have theirs.
+        R1D_RETURN_IF_ERROR(entry.graph->upload(stream_));
+        R1D_RETURN_IF_ERROR(stream_.synchronize());
+        R1D_RETURN_IF_ERROR(collectives_->meet());
+      }
       R1D_RETURN_IF_ERROR(begin_.record(stream_));
     }
     graph_nodes_ = entry.graph->num_nodes();
     return entry.graph->launch(stream_);
+  }
+
+  absl::Status enqueue_sampler() {
+    bool& loaded = sampler_loaded_[sample_->greedy ? 0 : 1];
+    // The first launch loads code, which may wait for all kernels: none may be waiting for a rank.
+    if (collectives_ && !loaded) R1D_RETURN_IF_ERROR(stream_.synchronize());
+    loaded = true;
+    return sampler_.enqueue(*sample_, logits_, logit_columns_, stream_);
+  }
+
+  absl::Status all_reduce_add_norm(const Tensor& partial,
+                                   const Tensor& residual,
+                                   const float* weight,
+                                   const Tensor& out) {
+    R1D_CHECK(partial.stride == partial.cols && residual.stride == residual.cols);
+    return collectives_->all_reduce_add_norm(
+        {.partial = bf16(partial),
+         .residual = bf16(residual),
+         .weight = weight,
+         .eps = dims_.rms_norm_eps,
+         .tokens = step_.num_tokens(),
+         .cols = residual.cols,
+         .out = {.bf16 = bf16(out), .stride = out.stride, .quantized = normed_}});
   }
 
   // A tensor, and its quantized twin when it is what the last norm wrote.
@@ -443,6 +554,7 @@ class CudaOps final : public Ops, public CudaProbe {
   const ModelDims dims_;
   const CudaOptions options_;
   const device::GpuInfo gpu_;
+  const int32_t rank_;
   const bool sm90_;
   const bool r1_heads_;
   device::Stream stream_;
@@ -457,6 +569,7 @@ class CudaOps final : public Ops, public CudaProbe {
   FeedForward feed_forward_;
   DeviceSampler sampler_;
   std::optional<Preparer> preparer_;  // until the first step
+  std::optional<Collectives> collectives_;
 
   std::vector<PreparedAttention> attentions_;
   std::vector<PreparedMlp> mlps_;
@@ -477,6 +590,10 @@ class CudaOps final : public Ops, public CudaProbe {
   int32_t bucket_ = 0;
   std::map<int32_t, BucketGraph> graphs_;
   int64_t graph_nodes_ = 0;
+  bool recording_ = false;
+  std::array<bool, 2> sampler_loaded_{};  // greedy, any
+  uint32_t num_collectives_ = 0;          // of this step
+  std::set<StepKind> seen_;               // kinds of eager steps that have run
 };
 
 absl::Status check_gpu(const device::GpuInfo& gpu) {
@@ -492,8 +609,12 @@ absl::Status check_gpu(const device::GpuInfo& gpu) {
 }  // namespace
 }  // namespace cuda
 
-absl::StatusOr<std::unique_ptr<Ops>> make_cuda_ops(const ModelDims& dims,
-                                                   const CudaOptions& options) {
+namespace {
+
+absl::StatusOr<std::unique_ptr<Ops>> make_rank(const ModelDims& dims,
+                                               const CudaOptions& options,
+                                               std::shared_ptr<cuda::CollectiveGroup> group,
+                                               int32_t rank) {
   R1D_ASSIGN_OR_RETURN(const auto gpus, device::list_gpus());
   if (options.device < 0 || static_cast<size_t>(options.device) >= gpus.size()) {
     return failed_precondition(
@@ -501,14 +622,56 @@ absl::StatusOr<std::unique_ptr<Ops>> make_cuda_ops(const ModelDims& dims,
   }
   const device::GpuInfo& gpu = gpus[static_cast<size_t>(options.device)];
   R1D_RETURN_IF_ERROR(cuda::check_gpu(gpu));
-  return std::make_unique<cuda::CudaOps>(dims, options, gpu);
+  return std::make_unique<cuda::CudaOps>(dims, options, gpu, std::move(group), rank);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Ops>> make_cuda_ops(const ModelDims& dims,
+                                                   const CudaOptions& options) {
+  return make_rank(dims, options, nullptr, 0);
+}
+
+absl::StatusOr<std::vector<std::unique_ptr<Ops>>> make_cuda_ranks(
+    const std::vector<ModelDims>& dims, const CudaOptions& options, const CudaRankOptions& ranks) {
+  cuda::CollectiveOptions collective{.devices = ranks.devices,
+                                     .table = collective_table(static_cast<int32_t>(dims.size())),
+                                     .peer_memory = ranks.peer_memory,
+                                     .nccl = ranks.nccl,
+                                     .deterministic = options.deterministic,
+                                     // A GPU's kernels wait for each other where ranks share it.
+                                     .always_careful = !ranks.nccl,
+                                     .max_blocks = ranks.nccl ? kernels::kMaxPeerBlocks : 16};
+  if (collective.devices.empty()) {
+    for (size_t rank = 0; rank < dims.size(); ++rank)
+      collective.devices.push_back(options.device + static_cast<int32_t>(rank));
+  }
+  std::shared_ptr<cuda::CollectiveGroup> group;
+  if (dims.size() > 1) {
+    R1D_ASSIGN_OR_RETURN(group, cuda::CollectiveGroup::create(collective));
+  }
+  CudaOptions own = options;
+  own.world_size = static_cast<int32_t>(dims.size());
+  own.graphs = options.graphs && ranks.nccl;
+  std::vector<std::unique_ptr<Ops>> made;
+  for (size_t rank = 0; rank < dims.size(); ++rank) {
+    own.device = collective.devices[rank];
+    R1D_ASSIGN_OR_RETURN(auto ops, make_rank(dims[rank], own, group, static_cast<int32_t>(rank)));
+    made.push_back(std::move(ops));
+  }
+  return made;
 }
 
 int64_t cuda_workspace_bytes(const ModelDims& dims, const CudaOptions& options) {
   device::GpuInfo hopper;  // the GPU that takes the most
   hopper.compute_major = 9;
   hopper.num_multiprocessors = 132;
-  return static_cast<int64_t>(cuda::CudaOps(dims, options, hopper).layout(nullptr));
+  const size_t workspace = cuda::CudaOps(dims, options, hopper, nullptr, 0).layout(nullptr);
+  int64_t bytes = static_cast<int64_t>(workspace);
+  if (options.world_size > 1) {
+    bytes += cuda::peer_layout(collective_table(options.world_size), options.world_size).bytes;
+  }
+  return bytes;
 }
 
 CudaProbe* cuda_probe(Ops& ops) {

@@ -5,9 +5,10 @@ namespace r1d::ops::cuda {
 namespace {
 
 constexpr std::array<const char*, static_cast<size_t>(Kind::kCount)> kNames = {
-    "begin",      "embed",  "norm",    "qkv_a",  "split_norm",  "q_b",    "absorb",
-    "mla_decode", "expand", "gather",  "kv_b",   "mla_prefill", "o",      "dense_gate_up",
-    "dense_down", "router", "experts", "shared", "combine",     "lm_head"};
+    "begin",   "embed",         "norm",       "qkv_a",        "split_norm", "q_b",
+    "absorb",  "mla_decode",    "expand",     "gather",       "kv_b",       "mla_prefill",
+    "o",       "dense_gate_up", "dense_down", "router",       "experts",    "shared",
+    "combine", "lm_head",       "all_reduce", "gather_logits"};
 
 }  // namespace
 

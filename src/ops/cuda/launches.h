@@ -39,6 +39,8 @@ enum class Kind : uint8_t {
   kShared,
   kCombine,
   kHead,
+  kAllReduce,
+  kGatherLogits,
   kCount,
 };
 [[nodiscard]] const char* kind_name(Kind kind);
