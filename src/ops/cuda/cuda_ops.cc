@@ -334,6 +334,10 @@ class CudaOps final : public Ops, public CudaProbe {
   }
 
   void abort() override {}  // one rank: nobody waits for another
+  // Work of the failed step may still be on the stream, or half recorded.
+  [[nodiscard]] absl::Status rejoin() override {
+    return failed_precondition("a GPU whose step failed is not used again");
+  }
 
   [[nodiscard]] absl::StatusOr<double> last_step_micros() override {
     return end_.micros_since(begin_);
