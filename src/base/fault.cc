@@ -39,7 +39,8 @@ constexpr std::array kPoints{
         "the start of a step; the step loop's thread",
         kAnywhere,
         "error, throw: every request ends UNAVAILABLE, exit status 1; oom: running requests end "
-        "UNAVAILABLE, the engine recovers, those that wait go on; a hang: the same and NOT_SERVING, "
+        "UNAVAILABLE, the engine recovers, those that wait go on; a hang: the same and "
+        "NOT_SERVING, "
         "but exit status 1 unless the step comes back within server.recovery_timeout"},
     FaultInfo{FaultPoint::kLayer,
               "model.layer",
@@ -47,15 +48,16 @@ constexpr std::array kPoints{
               kOnARank,
               "as engine.step; kill: the process is gone, its clients see UNAVAILABLE",
               /*per_rank=*/true},
-    FaultInfo{FaultPoint::kCollective,
-              "ops.collective",
-              "before a rank takes its part in a collective; a rank's thread",
-              kOnARank,
-              "error, oom: running requests end UNAVAILABLE, the ranks meet anew, requests that wait "
-              "go on; hang (as if a peer were gone): the same and NOT_SERVING until then; throw: as "
-              "engine.step",
-              /*per_rank=*/true,
-              /*hangs_itself=*/true},
+    FaultInfo{
+        FaultPoint::kCollective,
+        "ops.collective",
+        "before a rank takes its part in a collective; a rank's thread",
+        kOnARank,
+        "error, oom: running requests end UNAVAILABLE, the ranks meet anew, requests that wait "
+        "go on; hang (as if a peer were gone): the same and NOT_SERVING until then; throw: as "
+        "engine.step",
+        /*per_rank=*/true,
+        /*hangs_itself=*/true},
     FaultInfo{FaultPoint::kRejoin,
               "engine.rejoin",
               "before a rank meets the others again after a failed step; a rank's thread",

@@ -126,7 +126,8 @@ class Engine::Impl {
     return group_.run([this](int32_t r) {
       const absl::Status injected = base::without_exceptions(
           [r] { return base::fault_status(base::FaultPoint::kRejoin, r); });
-      const absl::Status rejoined = ranks_[static_cast<size_t>(r)].ops->rejoin();  // none stays away
+      const absl::Status rejoined =
+          ranks_[static_cast<size_t>(r)].ops->rejoin();  // none stays away
       return injected.ok() ? rejoined : injected;
     });
   }

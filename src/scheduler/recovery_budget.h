@@ -10,9 +10,8 @@
 namespace r1d::scheduler {
 
 // How often an engine may recover before it counts as lost. What comes back within minutes is no
-// passing fault: each time the running requests are lost, while a supervisor could start the process
-// on another host, or on this one with its devices reset.
-// Threads: externally locked.
+// passing fault: each time the running requests are lost, while a supervisor could start the
+// process on another host, or on this one with its devices reset. Threads: externally locked.
 class RecoveryBudget {
  public:
   static constexpr size_t kMost = 3;

@@ -101,7 +101,7 @@ class StepLoop::Impl {
   const std::shared_ptr<spdlog::logger> log_ = base::make_logger("scheduler");
   Liveness liveness_;
   RecoveryBudget recoveries_;  // the loop's thread alone
-  Scheduler scheduler_;  // the loop's thread alone
+  Scheduler scheduler_;        // the loop's thread alone
 
   base::Mutex mu_;
   base::CondVar event_;    // for the loop: intake or stop
@@ -261,8 +261,7 @@ absl::Status StepLoop::Impl::try_to_recover(const absl::Status& failure) {
                        RecoveryBudget::kWindow.count());
   }
   if (on_recovery_) on_recovery_(true);
-  const int64_t num_ended =
-      scheduler_.fail_step(unavailable("the step failed: {}", reason), begin);
+  const int64_t num_ended = scheduler_.fail_step(unavailable("the step failed: {}", reason), begin);
   const char* const name = engine::recovery_cause_name(*cause);
   base::log_event(*log_,
                   base::LogLevel::err,

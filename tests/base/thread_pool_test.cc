@@ -64,7 +64,9 @@ TEST(ThreadPoolTest, WhatATaskThrowsReachesTheCallerOnceAllTasksAreDone) {
         if (task % 10 == 3) throw std::bad_alloc();
       };
       ASSERT_THROW(pool.parallel_for(100, body), std::bad_alloc);
-      if (threads > 1) ASSERT_EQ(runs, 100);
+      if (threads > 1) {
+        ASSERT_EQ(runs, 100);
+      }
       pool.parallel_for(100, [&](int64_t, int32_t) { ++runs; });  // the pool is as before
     }
   }

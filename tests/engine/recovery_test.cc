@@ -36,8 +36,7 @@ absl::StatusOr<std::unique_ptr<Engine>> make_engine(int32_t world_size) {
                               .max_num_batched_tokens = 32,
                               .max_batch_size = 4};
   const LoadFraction no_report = [](double) { return absl::OkStatus(); };
-  return Engine::create(
-      *source, options, static_cast<TokenId>(config.vocab_size - 1), no_report);
+  return Engine::create(*source, options, static_cast<TokenId>(config.vocab_size - 1), no_report);
 }
 
 // One greedy sequence, driven by hand.
@@ -146,9 +145,9 @@ TEST_P(RecoveryTest, AHungCollectiveEndsWhenItIsInterrupted) {
 }
 
 TEST_P(RecoveryTest, NoMemoryOnOneRankOrOnTheLoopsThreadIsOutlived) {
-  for (const std::string spec : {"model.layer=oom" + last_rank() + "@9+1",
-                                 "ops.collective=oom" + last_rank() + "@9+1",
-                                 std::string("engine.step=oom@4+1")}) {
+  for (const std::string& spec : {"model.layer=oom" + last_rank() + "@9+1",
+                                  "ops.collective=oom" + last_rank() + "@9+1",
+                                  std::string("engine.step=oom@4+1")}) {
     arm(spec);
     const absl::Status failure = fail();
     EXPECT_EQ(recovery_cause(failure), RecoveryCause::kMemory) << spec << ": " << failure;
@@ -165,9 +164,9 @@ TEST_P(RecoveryTest, ASlowStepThatWasInterruptedFailsThoughItEnds) {
 }
 
 TEST_P(RecoveryTest, WhatMayHaveTornTheRankHasNoCauseToRecover) {
-  for (const std::string spec : {"model.layer=throw" + last_rank() + "@9+1",
-                                 "model.layer=error" + last_rank() + "@9+1",
-                                 "ops.collective=throw" + last_rank() + "@9+1"}) {
+  for (const std::string& spec : {"model.layer=throw" + last_rank() + "@9+1",
+                                  "model.layer=error" + last_rank() + "@9+1",
+                                  "ops.collective=throw" + last_rank() + "@9+1"}) {
     arm(spec);
     const absl::Status failure = fail();
     EXPECT_EQ(failure.code(), absl::StatusCode::kInternal) << spec;
@@ -177,10 +176,10 @@ TEST_P(RecoveryTest, WhatMayHaveTornTheRankHasNoCauseToRecover) {
 }
 
 TEST_P(RecoveryTest, ARejoinThatFailsOrThrowsSaysSo) {
-  for (const std::string action : {"error", "throw", "oom"}) {
+  for (const char* const action : {"error", "throw", "oom"}) {
     arm("ops.collective=error@1");
     EXPECT_EQ(recovery_cause(fail()), RecoveryCause::kCommunicator);
-    arm("engine.rejoin=" + action + last_rank() + "@1");
+    arm(fmt::format("engine.rejoin={}{}@1", action, last_rank()));
     EXPECT_FALSE(engine_->recover().ok()) << action;
     ASSERT_TRUE(engine_->recover().ok());
   }

@@ -9,7 +9,6 @@
 
 #include <atomic>
 #include <cstdint>
-#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -52,10 +51,10 @@ enum class FaultAction : uint8_t {
 
 struct FaultInfo {
   FaultPoint point;
-  std::string_view name;     // "engine.step"
-  std::string_view where;    // which place, on which thread
-  std::string_view actions;  // "error, throw, oom, hang, delay:TIME"; the first is the default
-  std::string_view effect;   // what must follow, and no more
+  std::string_view name;      // "engine.step"
+  std::string_view where;     // which place, on which thread
+  std::string_view actions;   // "error, throw, oom, hang, delay:TIME"; the first is the default
+  std::string_view effect;    // what must follow, and no more
   bool per_rank = false;      // hit on the ranks' threads: `@rankN` picks one
   bool hangs_itself = false;  // kHang is returned: the place knows how to wait
 };

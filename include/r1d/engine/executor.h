@@ -39,8 +39,8 @@ enum class RecoveryCause : uint8_t {
 };
 [[nodiscard]] const char* recovery_cause_name(RecoveryCause cause);  // "stall", ...
 
-// None for every other code: a device's error, an exception of unknown kind, a step that contradicts
-// itself say nothing about what is still sound.
+// None for every other code: a device's error, an exception of unknown kind, a step that
+// contradicts itself say nothing about what is still sound.
 [[nodiscard]] std::optional<RecoveryCause> recovery_cause(const absl::Status& failure);
 
 // Threads: execute() and recover() are called by the step loop's thread alone, the rest by any.
@@ -57,12 +57,12 @@ class Executor {
   // is done.
   [[nodiscard]] virtual uint64_t progress() const = 0;
 
-  // Has the step in flight, if any, fail with `why` (kDeadlineExceeded) as soon as it can: ranks that
-  // wait for each other come back, one that hangs by itself does not. Does not wait for that.
+  // Has the step in flight, if any, fail with `why` (kDeadlineExceeded) as soon as it can: ranks
+  // that wait for each other come back, one that hangs by itself does not. Does not wait for that.
   virtual void interrupt(const absl::Status& why) { static_cast<void>(why); }
 
-  // After a failed execute(): makes steps possible again, with the weights as they are. An error: it
-  // is not possible, the engine is lost.
+  // After a failed execute(): makes steps possible again, with the weights as they are. An error:
+  // it is not possible, the engine is lost.
   [[nodiscard]] virtual absl::Status recover() {
     return absl::FailedPreconditionError("this executor does not recover");
   }

@@ -183,10 +183,10 @@ struct SeededValues {
 
 // All calls of a step come from the rank's own thread, in the same order on every rank. Calls
 // enqueue; only end_step() promises that results are there. A failed call poisons the step, on all
-// ranks; after abort() and rejoin() the next begin_step() starts afresh. Tensors are activations on the rank's device, `out` never aliases an input. Between
-// begin_step() and end_step() an implementation may keep the tokens in an order of its own
-// (sequences with few query tokens first): rows of activations follow it, logit rows come out as
-// asked for.
+// ranks; after abort() and rejoin() the next begin_step() starts afresh. Tensors are activations on
+// the rank's device, `out` never aliases an input. Between begin_step() and end_step() an
+// implementation may keep the tokens in an order of its own (sequences with few query tokens
+// first): rows of activations follow it, logit rows come out as asked for.
 class Ops {
  public:
   virtual ~Ops() = default;

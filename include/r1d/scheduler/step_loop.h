@@ -16,10 +16,10 @@
 
 namespace r1d::scheduler {
 
-// The thread that drives the engine: intake, plan, publish, execute, commit or recover. Owns the Scheduler.
-// Lifecycle: start() -> submit/cancel from any thread -> drain() -> stop(), also by the destructor.
-// Threads: start() and stop() belong to the owner, the rest is thread-safe; sinks are called on the
-// loop's own thread.
+// The thread that drives the engine: intake, plan, publish, execute, commit or recover. Owns the
+// Scheduler. Lifecycle: start() -> submit/cancel from any thread -> drain() -> stop(), also by the
+// destructor. Threads: start() and stop() belong to the owner, the rest is thread-safe; sinks are
+// called on the loop's own thread.
 class StepLoop {
  public:
   // A step that fails ends the requests that ran, with kUnavailable. Where the engine recovers, the

@@ -84,7 +84,8 @@ class GenerateCall : public scheduler::OutputSink,
   // Submits what `make_request` makes; its deadline is set here.
   void start(const MakeRequest& make_request);
 
-  // Ends the call with `why`, if it is one of `which` and not all of its answer is there to be read.
+  // Ends the call with `why`, if it is one of `which` and not all of its answer is there to be
+  // read.
   void end_unless_complete(const absl::Status& why, Calls which);
 
   void on_start(int32_t index, TimePoint time) final;
