@@ -5,7 +5,8 @@
 #include <future>
 #include <numeric>
 #include <string>
-#include <thread>
+#include <utility>
+#include <vector>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -102,16 +103,18 @@ class RecoveryTest : public ::testing::TestWithParam<int32_t> {
     EXPECT_FALSE(failure.ok());
     return failure;
   }
-  // The same, while a watcher of its progress interrupts what stands still.
-  absl::Status fail_by_interrupt() {
-    std::future<absl::Status> failure = std::async(std::launch::async, [this] { return fail(); });
+  std::future<absl::Status> start_to_fail() {
+    return std::async(std::launch::async, [this] { return fail(); });
+  }
+  // As a watcher does: until nothing has moved for a while.
+  void interrupt_when_still(const std::future<absl::Status>& run) {
     uint64_t seen = 0;
-    while (failure.wait_for(std::chrono::milliseconds(100)) == std::future_status::timeout) {
+    for (int looks = 0; looks < 8; ++looks) {
+      if (run.wait_for(std::chrono::milliseconds(50)) == std::future_status::ready) return;
       const uint64_t progress = engine_->progress();
-      if (std::exchange(seen, progress) != progress) continue;
-      engine_->interrupt(deadline_exceeded("it stands still"));
+      if (std::exchange(seen, progress) != progress) looks = 0;
     }
-    return failure.get();
+    engine_->interrupt(deadline_exceeded("it stands still"));
   }
   void expect_the_same_tokens() {
     Sequence sequence;
@@ -137,7 +140,9 @@ TEST_P(RecoveryTest, AFailedCollectiveIsOutlived) {
 
 TEST_P(RecoveryTest, AHungCollectiveEndsWhenItIsInterrupted) {
   arm("ops.collective=hang" + last_rank() + "@20+1");
-  const absl::Status failure = fail_by_interrupt();
+  std::future<absl::Status> run = start_to_fail();
+  interrupt_when_still(run);
+  const absl::Status failure = run.get();
   EXPECT_EQ(recovery_cause(failure), RecoveryCause::kStall) << failure;
   EXPECT_EQ(message_of(failure), "it stands still");
   ASSERT_TRUE(engine_->recover().ok());
@@ -157,8 +162,11 @@ TEST_P(RecoveryTest, NoMemoryOnOneRankOrOnTheLoopsThreadIsOutlived) {
 }
 
 TEST_P(RecoveryTest, ASlowStepThatWasInterruptedFailsThoughItEnds) {
-  arm("engine.step=delay:300ms@2+1");
-  EXPECT_EQ(recovery_cause(fail_by_interrupt()), RecoveryCause::kStall);
+  arm("engine.step=hang@2+1");
+  std::future<absl::Status> run = start_to_fail();
+  interrupt_when_still(run);
+  base::clear_faults();
+  EXPECT_EQ(recovery_cause(run.get()), RecoveryCause::kStall);
   ASSERT_TRUE(engine_->recover().ok());
   expect_the_same_tokens();
 }
@@ -189,12 +197,11 @@ TEST_P(RecoveryTest, ARejoinThatFailsOrThrowsSaysSo) {
 // The rank in compute does not see an interrupt; the others do, and wait for it.
 TEST_P(RecoveryTest, ARankThatHangsInComputeKeepsTheStepUntilItComesBack) {
   arm("model.layer=hang" + last_rank() + "@9+1");
-  std::future<absl::Status> failure = std::async(std::launch::async, [this] { return fail(); });
-  EXPECT_EQ(failure.wait_for(std::chrono::milliseconds(200)), std::future_status::timeout);
-  engine_->interrupt(deadline_exceeded("it stands still"));
-  EXPECT_EQ(failure.wait_for(std::chrono::milliseconds(200)), std::future_status::timeout);
+  std::future<absl::Status> run = start_to_fail();
+  interrupt_when_still(run);
+  EXPECT_EQ(run.wait_for(std::chrono::milliseconds(200)), std::future_status::timeout);
   base::clear_faults();
-  EXPECT_EQ(recovery_cause(failure.get()), RecoveryCause::kStall);
+  EXPECT_EQ(recovery_cause(run.get()), RecoveryCause::kStall);
   ASSERT_TRUE(engine_->recover().ok());
   expect_the_same_tokens();
 }
