@@ -225,7 +225,8 @@ class Daemon {
     frontend_.set_stalled(!fit);
     startup_metrics_.ready(fit && !draining_);
     startup_metrics_.live(!stalled_);
-    grpc_->set_serving(fit && !draining_);
+    const bool serving = fit && !draining_;
+    if (std::exchange(serving_, serving) != serving) grpc_->set_serving(serving);
   }
 
   [[nodiscard]] Ports ports() const {
@@ -248,6 +249,7 @@ class Daemon {
   bool draining_ ABSL_GUARDED_BY(health_mu_) = false;
   bool stalled_ ABSL_GUARDED_BY(health_mu_) = false;
   bool recovering_ ABSL_GUARDED_BY(health_mu_) = false;
+  bool serving_ ABSL_GUARDED_BY(health_mu_) = true;  // as watchers were told last
   ModelFiles files_;
   std::unique_ptr<engine::Engine> engine_;
   std::unique_ptr<scheduler::StepLoop> loop_;
