@@ -209,8 +209,9 @@ class Frontend::Impl {
       case State::kServing:
         return absl::OkStatus();
       case State::kStalled:
-        return with_retry_after(unavailable("the engine stands still; try another server"),
-                                kRetryWhenStalled);
+        return with_retry_after(
+            unavailable("the engine stands still or recovers; try another server"),
+            kRetryWhenStalled);
       case State::kLoading:
         return with_retry_after(unavailable("the model is still loading"), kRetryWhenLoading);
       case State::kDraining:

@@ -5,6 +5,7 @@
 #include <array>
 #include <charconv>
 #include <chrono>
+#include <csignal>
 #include <new>
 #include <optional>
 #include <stdexcept>
@@ -19,6 +20,7 @@ namespace r1d::base {
 namespace {
 
 constexpr std::string_view kAnywhere = "error, throw, oom, hang, delay:TIME";
+constexpr std::string_view kOnARank = "error, throw, oom, hang, kill, delay:TIME";
 
 constexpr std::array kPoints{
     FaultInfo{FaultPoint::kLoadStart,
@@ -36,13 +38,33 @@ constexpr std::array kPoints{
         "engine.step",
         "the start of a step; the step loop's thread",
         kAnywhere,
-        "error, throw, oom: every request ends UNAVAILABLE, exit status 1; a hang: the same for "
-        "the requests, health NOT_SERVING until the step moves"},
+        "error, throw: every request ends UNAVAILABLE, exit status 1; oom: running requests end "
+        "UNAVAILABLE, the engine recovers, those that wait go on; a hang: the same and "
+        "NOT_SERVING, "
+        "but exit status 1 unless the step comes back within server.recovery_timeout"},
     FaultInfo{FaultPoint::kLayer,
               "model.layer",
               "before a layer of a step; a rank's thread",
-              kAnywhere,
-              "as engine.step"},
+              kOnARank,
+              "as engine.step; kill: the process is gone, its clients see UNAVAILABLE",
+              /*per_rank=*/true},
+    FaultInfo{
+        FaultPoint::kCollective,
+        "ops.collective",
+        "before a rank takes its part in a collective; a rank's thread",
+        kOnARank,
+        "error, oom: running requests end UNAVAILABLE, the ranks meet anew, requests that wait "
+        "go on; hang (as if a peer were gone): the same and NOT_SERVING until then; throw: as "
+        "engine.step",
+        /*per_rank=*/true,
+        /*hangs_itself=*/true},
+    FaultInfo{FaultPoint::kRejoin,
+              "engine.rejoin",
+              "before a rank meets the others again after a failed step; a rank's thread",
+              kOnARank,
+              "every request ends UNAVAILABLE, exit status 1; a hang: after "
+              "server.recovery_timeout",
+              /*per_rank=*/true},
     FaultInfo{FaultPoint::kSample,
               "engine.sample",
               "the sampling of one sequence's token on the host; a pool's thread",
@@ -99,6 +121,7 @@ constexpr std::array kActions{ActionName{"throw", FaultAction::kThrow},
                               ActionName{"oom", FaultAction::kOom},
                               ActionName{"hang", FaultAction::kHang},
                               ActionName{"delay", FaultAction::kDelay},
+                              ActionName{"kill", FaultAction::kKill},
                               ActionName{"error", FaultAction::kError},
                               ActionName{"short", FaultAction::kShort},
                               ActionName{"nan", FaultAction::kNan}};
@@ -110,6 +133,7 @@ struct Armed {
   uint64_t skip = 0;
   std::optional<uint64_t> count;
   std::optional<double> probability;
+  std::optional<int32_t> rank;
 };
 
 std::string_view trim(std::string_view text) {
@@ -173,6 +197,19 @@ absl::Status parse_when(std::string_view text, Armed& armed) {
   return absl::OkStatus();
 }
 
+// What follows the first @: a rank, how often, or both.
+absl::Status parse_conditions(const FaultInfo& info, std::string_view text, Armed& armed) {
+  constexpr std::string_view kRank = "rank";
+  if (!text.starts_with(kRank)) return parse_when(text, armed);
+  const size_t at = text.find('@');
+  const std::string_view number = text.substr(kRank.size(), at - kRank.size());
+  if (!info.per_rank) return invalid_argument("no rank hits it, found {}", text.substr(0, at));
+  if (!parse_number(number, armed.rank.emplace()) || *armed.rank < 0) {
+    return invalid_argument("expected rankN after @, N from 0, found {}", text.substr(0, at));
+  }
+  return at == std::string_view::npos ? absl::OkStatus() : parse_when(text.substr(at + 1), armed);
+}
+
 absl::Status parse_action(const FaultInfo& info, std::string_view text, Armed& armed) {
   const std::vector<std::string_view> allowed = split(info.actions);
   const size_t colon = text.find(':');
@@ -216,7 +253,7 @@ absl::StatusOr<Parsed> parse_spec(std::string_view spec) {
                                       : spec.substr(equals + 1, at - equals - 1);
   absl::Status status = parse_action(*info, action, parsed.armed);
   if (status.ok() && at != std::string_view::npos) {
-    status = parse_when(spec.substr(at + 1), parsed.armed);
+    status = parse_conditions(*info, spec.substr(at + 1), parsed.armed);
   }
   if (!status.ok()) return invalid_argument("fault {}: {}", spec, message_of(status));
   return parsed;
@@ -278,12 +315,15 @@ class Table {
   }
 
   // The action due at this hit; a delay or a hang has been waited out.
-  FaultAction take(FaultPoint point) {
+  FaultAction take(FaultPoint point, int32_t rank) {
     const MutexLock lock(mu_);
     const auto index = static_cast<size_t>(point);
     const Armed armed = entries_[index];
-    if (!fires(armed, index)) return FaultAction::kNone;
-    if (armed.action == FaultAction::kHang) wait(std::nullopt);
+    if (armed.rank.value_or(rank) != rank || !fires(armed, index)) return FaultAction::kNone;
+    if (armed.action == FaultAction::kHang && !kPoints[index].hangs_itself) {
+      wait(std::nullopt);
+      return FaultAction::kNone;
+    }
     if (armed.action == FaultAction::kDelay) wait(std::chrono::steady_clock::now() + armed.delay);
     return armed.action;
   }
@@ -332,14 +372,16 @@ const FaultInfo& info_of(FaultPoint point) {
 
 }  // namespace
 
-FaultAction internal::take_fault(FaultPoint point) {
-  const FaultAction action = table().take(point);
+FaultAction internal::take_fault(FaultPoint point, int32_t rank) {
+  const FaultAction action = table().take(point, rank);
   switch (action) {
     case FaultAction::kThrow:
       throw std::runtime_error(fmt::format("fault point {}", info_of(point).name));
     case FaultAction::kOom:
       throw std::bad_alloc();
-    case FaultAction::kHang:
+    case FaultAction::kKill:
+      std::raise(SIGKILL);
+      return FaultAction::kNone;
     case FaultAction::kDelay:
       return FaultAction::kNone;
     default:

@@ -2,7 +2,9 @@
 #include "r1d/base/thread_pool.h"
 
 #include <atomic>
+#include <exception>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "r1d/base/check.h"
@@ -52,9 +54,14 @@ class ThreadPool::Impl {
     }
     wake_.notify_all();
     run_tasks(body, first, num_tasks, 0);
-    MutexLock lock(mu_);
-    body_ = nullptr;  // no task is left: a worker that wakes up now goes back to sleep
-    while (busy_ != 0) done_.wait(mu_);
+    std::exception_ptr thrown;
+    {
+      MutexLock lock(mu_);
+      body_ = nullptr;  // no task is left: a worker that wakes up now goes back to sleep
+      while (busy_ != 0) done_.wait(mu_);
+      thrown = std::exchange(thrown_, nullptr);
+    }
+    if (thrown) std::rethrow_exception(thrown);
   }
 
  private:
@@ -84,7 +91,12 @@ class ThreadPool::Impl {
     while (true) {
       const int64_t task = next_.fetch_add(1, std::memory_order_relaxed) - first;
       if (task >= num_tasks) return;
-      body(task, thread);
+      try {
+        body(task, thread);
+      } catch (...) {
+        MutexLock lock(mu_);
+        if (!thrown_) thrown_ = std::current_exception();
+      }
     }
   }
 
@@ -98,6 +110,7 @@ class ThreadPool::Impl {
   int64_t num_tasks_ ABSL_GUARDED_BY(mu_) = 0;
   int32_t busy_ ABSL_GUARDED_BY(mu_) = 0;  // workers inside the current loop
   uint64_t generation_ ABSL_GUARDED_BY(mu_) = 0;
+  std::exception_ptr thrown_ ABSL_GUARDED_BY(mu_);  // by the first task that threw
   bool stop_ ABSL_GUARDED_BY(mu_) = false;
   std::vector<std::thread> threads_;
 };

@@ -14,7 +14,8 @@ absl::Status list_faults() {
   fmt::print("fault points are {} this build\n",
              base::kFaultsCompiledIn ? "compiled into" : "NOT compiled into");
   fmt::print(
-      "r1d serve --fault NAME[=ACTION][@[SKIP+]COUNT | @PROBABILITY], or R1D_FAULT=SPEC,...\n");
+      "r1d serve --fault NAME[=ACTION][@rankN][@[SKIP+]COUNT | @PROBABILITY], or "
+      "R1D_FAULT=SPEC,...\n");
   for (const base::FaultInfo& fault : base::fault_points()) {
     fmt::print("\n{}\n  where    {}\n  actions  {}\n  effect   {}\n",
                fault.name,

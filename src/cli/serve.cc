@@ -5,8 +5,6 @@
 #include <unistd.h>
 #include <utility>
 
-#include <spdlog/spdlog.h>
-
 #include "r1d/base/clock.h"
 #include "r1d/base/fault.h"
 #include "r1d/base/log.h"
@@ -90,21 +88,19 @@ class Daemon {
         *engine_,
         engine_metrics_,
         clock_,
-        [this](const absl::Status& why) {
-          frontend_.fail(why);
-          startup_metrics_.live(false);
-          lifecycle_.engine_lost(why);
-        });
+        [this](const absl::Status& why) { lost(why); },
+        [this](bool under_way) { show_health({.recovering = under_way}); });
     loop_->start();
     frontend_.attach(admission_limits(files_, engine_->cache()), files_.text, *loop_);
     grpc_->model_loaded(served_model(files_, config_, *engine_));
     registry_.add_dialects(metric_labels(files_, config_, *engine_));
     startup_metrics_.ready(true);
     watch_ = std::make_unique<StallWatch>(
-        config_.server.liveness_timeout,
+        stall_limits(config_),
         notifier_.watchdog(),
         StallWatch::Callbacks{.look = [this](Duration patience) { return loop_->alive(patience); },
-                              .changed = [this](bool moves) { moves ? recovered() : stalled(); },
+                              .changed = [this](bool moves) { moves ? moving() : stalled(); },
+                              .give_up = [this] { give_up(); },
                               .beat = [this] { notifier_.beat(); }});
     log_->info("ready: {} on {}, {} ranks, {} KV blocks of {} tokens, max_model_len {}",
                files_.name,
@@ -126,7 +122,7 @@ class Daemon {
       base::set_log_level(config.log.level);
       grpc_->change_limits(grpc_limits(config.server));
       loop_->set_max_waiting_requests(config.scheduler.max_waiting_requests);
-      watch_->set_timeout(config.server.liveness_timeout);
+      watch_->set_limits(stall_limits(config));
     });
     notifier_.ready(watch_->moves() ? "serving " + files_.name : "stalled: no step moves");
   }
@@ -147,7 +143,7 @@ class Daemon {
     watch_.reset();
     if (!cut.has_value()) {
       log_->error("the step in flight does not end; leaving without it");
-      grpc_->end_calls(unavailable("the server is shutting down"));
+      grpc_->end_calls(unavailable("the server is shutting down"), transport::Calls::kAll);
     }
     grpc_->shutdown(kStreamGrace);
     if (!cut.has_value()) return false;
@@ -162,7 +158,12 @@ class Daemon {
   struct Reasons {
     std::optional<bool> draining = std::nullopt;
     std::optional<bool> stalled = std::nullopt;
+    std::optional<bool> recovering = std::nullopt;
   };
+
+  static StallWatch::Limits stall_limits(const config::Config& config) {
+    return {.stall = config.server.liveness_timeout, .recovery = config.server.recovery_timeout};
+  }
 
   // How much of the weights is there. One call at a time, from the ranks' threads; an error stops
   // the load. A supervisor hears of progress alone: a load that stands still runs into its limit.
@@ -179,32 +180,53 @@ class Daemon {
     return cancelled("stopped while loading");
   }
 
-  // No step moves: whoever waits here is told to go elsewhere. The step may come back, a hung
-  // device will not; whether to wait or to restart is the supervisor's to say (the watchdog hears
-  // nothing).
+  // No step moves: new work is sent elsewhere, what runs ends, and the step is aborted. Ranks that
+  // wait for each other come back from that, and the loop recovers; a hung one does not, see
+  // give_up(). Meanwhile the watchdog hears nothing.
   void stalled() {
     const auto limit = live_.active()->server.liveness_timeout.count();
-    log_->error("no step has moved for {} ms: NOT_SERVING, running requests end", limit);
+    const std::string why = fmt::format("no step has moved for {} ms", limit);
+    engine_metrics_.stalled();
+    log_->error("{}: NOT_SERVING, running requests end, the step is aborted", why);
     notifier_.status("stalled: no step moves");
     show_health({.stalled = true});
-    frontend_.set_stalled(true);
-    grpc_->end_calls(unavailable("the engine has not moved for {} ms", limit));
+    grpc_->end_calls(unavailable("{}", why), transport::Calls::kRunning);
+    engine_->interrupt(deadline_exceeded("{}", why));
   }
 
-  void recovered() {
-    log_->warn("steps move again: serving");
+  void moving() {
+    log_->warn("steps move again");
     notifier_.status("serving " + files_.name);
-    frontend_.set_stalled(false);
     show_health({.stalled = false});
+  }
+
+  // The step does not come back, so its thread cannot end the requests; drain() leaves without it.
+  void give_up() {
+    const auto limit = live_.active()->server.recovery_timeout.count();
+    const absl::Status why =
+        unavailable("the engine hangs: an aborted step has not ended for {} ms", limit);
+    log_->error("{}", message_of(why));
+    lost(why);
+    grpc_->end_calls(why, transport::Calls::kAll);
+  }
+
+  void lost(const absl::Status& why) {
+    frontend_.fail(why);
+    startup_metrics_.live(false);
+    lifecycle_.engine_lost(why);
   }
 
   void show_health(const Reasons& change) {
     const base::MutexLock lock(health_mu_);
     draining_ = change.draining.value_or(draining_);
     stalled_ = change.stalled.value_or(stalled_);
-    startup_metrics_.ready(!draining_ && !stalled_);
+    recovering_ = change.recovering.value_or(recovering_);
+    const bool fit = !stalled_ && !recovering_;
+    frontend_.set_stalled(!fit);
+    startup_metrics_.ready(fit && !draining_);
     startup_metrics_.live(!stalled_);
-    grpc_->set_serving(!draining_ && !stalled_);
+    const bool serving = fit && !draining_;
+    if (std::exchange(serving_, serving) != serving) grpc_->set_serving(serving);
   }
 
   [[nodiscard]] Ports ports() const {
@@ -226,6 +248,8 @@ class Daemon {
   base::Mutex health_mu_;
   bool draining_ ABSL_GUARDED_BY(health_mu_) = false;
   bool stalled_ ABSL_GUARDED_BY(health_mu_) = false;
+  bool recovering_ ABSL_GUARDED_BY(health_mu_) = false;
+  bool serving_ ABSL_GUARDED_BY(health_mu_) = true;  // as watchers were told last
   ModelFiles files_;
   std::unique_ptr<engine::Engine> engine_;
   std::unique_ptr<scheduler::StepLoop> loop_;
@@ -238,7 +262,8 @@ class Daemon {
 
 // The engine's threads cannot be joined, so nothing is torn down; every client has its answer.
 [[noreturn]] void leave_at_once() {
-  spdlog::default_logger()->flush();
+  constexpr std::chrono::milliseconds kLogGrace{1000};
+  static_cast<void>(base::flush_logging(kLogGrace));
   std::_Exit(EXIT_FAILURE);
 }
 

@@ -202,8 +202,12 @@ std::vector<Key> make_schema() {
         .live(),
     number(kDuration, "server.liveness_timeout", "--liveness-timeout",
            R1D_FIELD(server.liveness_timeout), {100, 24 * kHour},
-           "When no step has moved for so long, /livez fails, health is NOT_SERVING and running requests "
-           "end UNAVAILABLE, until one does. On the CPU parts of a layer count, on a GPU whole steps.").live(),
+           "When no step has moved for so long, /livez fails, health is NOT_SERVING, running requests end "
+           "UNAVAILABLE and the step is aborted. On the CPU parts of a layer count, on a GPU whole steps.").live(),
+    number(kDuration, "server.recovery_timeout", "--recovery-timeout",
+           R1D_FIELD(server.recovery_timeout), {100, 24 * kHour},
+           "How long an engine that has stalled may take to move again; requests that wait then go on, "
+           "later all end UNAVAILABLE and the process exits with status 1.").live(),
     number(kDuration, "server.max_request_time", "--max-request-time",
            R1D_FIELD(server.max_request_time), {1, 168 * kHour},
            "A request's time at most, and its deadline when it brings none. A change counts for requests "

@@ -22,6 +22,7 @@
 #include "engine/rank_group.h"
 #include "engine/rank_ops.h"
 #include "engine/step_inputs.h"
+#include "engine/step_interrupt.h"
 
 namespace r1d::engine {
 namespace {
@@ -72,10 +73,8 @@ class Engine::Impl {
         vocab_size_(config.vocab_size),
         last_token_id_(last_token_id),
         ranks_(std::move(ranks)),
-        group_(options.world_size,
-               [this] {
-                 for (const Rank& rank : ranks_) rank.ops->abort();
-               }),
+        group_(options.world_size, [this] { abort_ranks(); }),
+        interrupt_([this] { abort_ranks(); }),
         sampler_pool_(std::min(total_threads(options), options.max_batch_size)),
         logits_(static_cast<size_t>(options.max_batch_size) *
                 static_cast<size_t>(config.vocab_size)) {}
@@ -106,15 +105,31 @@ class Engine::Impl {
   }
 
   absl::StatusOr<StepOutput> execute(std::span<const SequenceStep> batch) {
-    const ops::StepInputs& inputs = inputs_.build(batch);
-    R1D_CHECK(inputs.token_ids.size() <= static_cast<size_t>(options_.max_num_batched_tokens));
-    R1D_CHECK(inputs.logit_rows.size() <= static_cast<size_t>(options_.max_batch_size));
-    R1D_RETURN_IF_ERROR(base::fault_status(base::FaultPoint::kStep));
-    R1D_RETURN_IF_ERROR(run_step(inputs, batch));
     StepOutput output;
-    sample(batch, output);
-    progress_.fetch_add(1, std::memory_order_relaxed);
+    interrupt_.begin();
+    const absl::Status failure =
+        base::without_exceptions([&] { return execute_step(batch, output); });
+    const absl::Status interruption = interrupt_.end();
+    // That ranks lost each other is what an interruption looks like to them; anything worse counts.
+    const bool worse = !failure.ok() && !recovery_cause(failure).has_value();
+    if (!interruption.ok() && !worse) return interruption;
+    R1D_RETURN_IF_ERROR(failure);
     return output;
+  }
+
+  void interrupt(const absl::Status& why) { interrupt_.interrupt(why); }
+
+  // The communicator may be sound, as when memory ran out between two collectives; rejoin() wants
+  // it aborted all the same.
+  absl::Status recover() {
+    abort_ranks();
+    return group_.run([this](int32_t r) {
+      const absl::Status injected = base::without_exceptions(
+          [r] { return base::fault_status(base::FaultPoint::kRejoin, r); });
+      const absl::Status rejoined =
+          ranks_[static_cast<size_t>(r)].ops->rejoin();  // none stays away
+      return injected.ok() ? rejoined : injected;
+    });
   }
 
   // Steps, rank 0's layers, and what the ranks count within a layer: any change is progress.
@@ -127,6 +142,21 @@ class Engine::Impl {
   [[nodiscard]] std::string device() const { return describe_device(options_); }
 
  private:
+  void abort_ranks() {
+    for (const Rank& rank : ranks_) rank.ops->abort();
+  }
+
+  absl::Status execute_step(std::span<const SequenceStep> batch, StepOutput& output) {
+    const ops::StepInputs& inputs = inputs_.build(batch);
+    R1D_CHECK(inputs.token_ids.size() <= static_cast<size_t>(options_.max_num_batched_tokens));
+    R1D_CHECK(inputs.logit_rows.size() <= static_cast<size_t>(options_.max_batch_size));
+    R1D_RETURN_IF_ERROR(base::fault_status(base::FaultPoint::kStep));
+    R1D_RETURN_IF_ERROR(run_step(inputs, batch));
+    sample(batch, output);
+    progress_.fetch_add(1, std::memory_order_relaxed);
+    return absl::OkStatus();
+  }
+
   // Runs the steps that a device wants to have seen before the first request: a prefill, and decode
   // batches of every size it names. They write to blocks that nobody holds yet.
   absl::Status warm_up(Rank& rank) {
@@ -244,6 +274,7 @@ class Engine::Impl {
   std::vector<size_t> sampling_;
   ops::SampleRequest request_;  // what a device samples
   RankGroup group_;
+  StepInterrupt interrupt_;
   base::ThreadPool sampler_pool_;
   std::vector<float> logits_;  // [max_batch_size, V]
 };
@@ -284,6 +315,12 @@ absl::StatusOr<StepOutput> Engine::execute(std::span<const SequenceStep> batch) 
 }
 uint64_t Engine::progress() const {
   return impl_->progress();
+}
+void Engine::interrupt(const absl::Status& why) {
+  impl_->interrupt(why);
+}
+absl::Status Engine::recover() {
+  return impl_->recover();
 }
 const CachePlan& Engine::cache() const {
   return impl_->cache();

@@ -5,6 +5,7 @@
 
 #include "r1d/base/exceptions.h"
 #include "r1d/base/status.h"
+#include "r1d/engine/executor.h"
 
 namespace r1d::engine {
 namespace {
@@ -39,11 +40,11 @@ absl::Status RankGroup::run(const Job& job) {
   base::MutexLock lock(mu_);
   job_ = &job;
   busy_ = static_cast<int32_t>(threads_.size());
-  first_failure_ = absl::OkStatus();
+  failure_ = absl::OkStatus();
   ++generation_;
   start_.notify_all();
   while (busy_ > 0) done_.wait(mu_);
-  return first_failure_;
+  return failure_;
 }
 
 void RankGroup::work(int32_t rank) {
@@ -65,8 +66,9 @@ void RankGroup::finish(const absl::Status& status) {
   bool first = false;
   {
     base::MutexLock lock(mu_);
-    first = !status.ok() && first_failure_.ok();
-    if (first) first_failure_ = status;
+    first = !status.ok() && failure_.ok();
+    const bool worse = !status.ok() && recovery_cause(failure_) && !recovery_cause(status);
+    if (first || worse) failure_ = status;
   }
   if (first) on_failure_();
   base::MutexLock lock(mu_);

@@ -25,7 +25,8 @@ class RankGroup {
   RankGroup& operator=(const RankGroup&) = delete;
 
   // Runs `job` on every rank and waits for all. The first failure in time is what is returned (the
-  // others only report that they were aborted); an exception becomes kInternal.
+  // others only report that they were aborted), but one that recovery_cause() has no cause for goes
+  // before one that it has. An exception becomes kInternal (no memory: kResourceExhausted).
   [[nodiscard]] absl::Status run(const Job& job);
 
  private:
@@ -39,7 +40,7 @@ class RankGroup {
   const Job* job_ ABSL_GUARDED_BY(mu_) = nullptr;
   uint64_t generation_ ABSL_GUARDED_BY(mu_) = 0;
   int32_t busy_ ABSL_GUARDED_BY(mu_) = 0;
-  absl::Status first_failure_ ABSL_GUARDED_BY(mu_);
+  absl::Status failure_ ABSL_GUARDED_BY(mu_);
   bool stop_ ABSL_GUARDED_BY(mu_) = false;
   std::vector<std::thread> threads_;
 };

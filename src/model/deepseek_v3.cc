@@ -147,11 +147,12 @@ ops::ModelDims make_dims(const ModelConfig& config, const RankShard& shard) {
 
 class DeepSeekV3::Impl {
  public:
-  Impl(ops::Ops& ops, WeightStore store, ModelWeights weights, int64_t hidden_size)
+  Impl(ops::Ops& ops, WeightStore store, ModelWeights weights, int64_t hidden_size, int32_t rank)
       : ops_(ops),
         store_(std::move(store)),
         weights_(std::move(weights)),
-        hidden_size_(hidden_size) {
+        hidden_size_(hidden_size),
+        rank_(rank) {
     // The vectors moved: point the spans at where the experts stand now.
     for (Layer& layer : weights_.layers) layer.moe.experts = layer.experts;
     for (MtpLayer& mtp : weights_.mtp) mtp.layer.moe.experts = mtp.layer.experts;
@@ -181,7 +182,7 @@ class DeepSeekV3::Impl {
     R1D_RETURN_IF_ERROR(ops_.embed(weights_.embedding, weights_.first_vocab_row, residual));
     R1D_RETURN_IF_ERROR(ops_.norm(residual, weights_.layers.front().input_norm, x));
     for (size_t i = 0; i < weights_.layers.size(); ++i) {
-      R1D_RETURN_IF_ERROR(base::fault_status(base::FaultPoint::kLayer));
+      R1D_RETURN_IF_ERROR(base::fault_status(base::FaultPoint::kLayer, rank_));
       const Layer& layer = weights_.layers[i];
       R1D_RETURN_IF_ERROR(ops_.attention(layer.attention, pages[i], x, partial));
       R1D_RETURN_IF_ERROR(ops_.reduce_add_norm(partial, residual, layer.post_attention_norm, x));
@@ -215,6 +216,7 @@ class DeepSeekV3::Impl {
   const WeightStore store_;
   ModelWeights weights_;
   const int64_t hidden_size_;
+  const int32_t rank_;
   int32_t max_tokens_ = 0;
   std::unique_ptr<ops::Buffer> residual_;  // [max_tokens, D]: the residual stream
   std::unique_ptr<ops::Buffer> normed_;    // [max_tokens, D]: what the next block reads
@@ -238,7 +240,7 @@ absl::StatusOr<std::unique_ptr<DeepSeekV3>> DeepSeekV3::load(const checkpoint::W
   R1D_ASSIGN_OR_RETURN(ModelWeights weights,
                        make_weights(ops, store, source.config(), shard, with_mtp));
   auto impl = std::make_unique<Impl>(
-      ops, std::move(store), std::move(weights), source.config().hidden_size);
+      ops, std::move(store), std::move(weights), source.config().hidden_size, shard.rank);
   R1D_RETURN_IF_ERROR(impl->take_activations(max_tokens));
   return std::unique_ptr<DeepSeekV3>(new DeepSeekV3(std::move(impl)));
 }

@@ -68,6 +68,11 @@ void KvBlocks::discard(BlockTable& table) {
   close(table);
 }
 
+void KvBlocks::forget_all() {
+  R1D_CHECK(allocator_.num_held() == 0);
+  while (cache_.num_retired() > 0) allocator_.reclaim(cache_.evict());
+}
+
 int32_t KvBlocks::blocks_for(size_t num_tokens) const {
   const auto block_size = static_cast<size_t>(block_size_);
   return static_cast<int32_t>((num_tokens + block_size - 1) / block_size);

@@ -51,6 +51,9 @@ class KvBlocks {
   // close() for content that cannot be trusted: what nobody else uses is not found again.
   void discard(BlockTable& table);
 
+  // Every table is closed: from now on no content is found, all blocks are free.
+  void forget_all();
+
   [[nodiscard]] int32_t num_available() const {
     return allocator_.num_free() + allocator_.num_cached();
   }

@@ -23,6 +23,7 @@ class Scheduler::Impl {
   absl::Status add(Request request, TimePoint now);
   bool cancel(RequestId id, FinishReason reason, const absl::Status& status, TimePoint now);
   bool finish(RequestId id, int32_t index, TimePoint now);
+  int64_t fail_step(const absl::Status& status, TimePoint now);
   int64_t cancel_all(FinishReason reason, const absl::Status& status, TimePoint now);
   Decision plan(TimePoint now);
   std::span<const engine::SequenceStep> batch() const { return batch_; }
@@ -123,6 +124,17 @@ bool Scheduler::Impl::finish(RequestId id, int32_t index, TimePoint now) {
   end_sequence(sequence, FinishReason::kStop, absl::OkStatus(), now);
   erase_if_ended(live);
   return true;
+}
+
+int64_t Scheduler::Impl::fail_step(const absl::Status& status, TimePoint now) {
+  batch_.clear();
+  stepping_.clear();
+  int64_t num_ended = 0;
+  for (; !planner_.running().empty(); ++num_ended) {
+    end_request(*planner_.running().front()->request, FinishReason::kError, status, now);
+  }
+  kv_.forget_all();
+  return num_ended;
 }
 
 int64_t Scheduler::Impl::cancel_all(FinishReason reason,
@@ -371,6 +383,10 @@ bool Scheduler::cancel(RequestId id,
 
 bool Scheduler::finish(RequestId id, int32_t index, TimePoint now) {
   return impl_->finish(id, index, now);
+}
+
+int64_t Scheduler::fail_step(const absl::Status& status, TimePoint now) {
+  return impl_->fail_step(status, now);
 }
 
 int64_t Scheduler::cancel_all(FinishReason reason, const absl::Status& status, TimePoint now) {

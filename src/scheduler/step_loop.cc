@@ -17,6 +17,7 @@
 
 #include "scheduler/liveness.h"
 #include "scheduler/metered_sink.h"
+#include "scheduler/recovery_budget.h"
 
 namespace r1d::scheduler {
 namespace {
@@ -42,11 +43,13 @@ class StepLoop::Impl {
        engine::Executor& executor,
        telemetry::EngineMetrics& metrics,
        const Clock& clock,
-       std::function<void(const absl::Status&)> on_fatal)
+       std::function<void(const absl::Status&)> on_fatal,
+       std::function<void(bool)> on_recovery)
       : executor_(executor),
         metrics_(metrics),
         clock_(clock),
         on_fatal_(std::move(on_fatal)),
+        on_recovery_(std::move(on_recovery)),
         scheduler_(without_queue_bound(options)),
         stats_(scheduler_.stats()),
         max_waiting_(options.max_waiting_requests) {}
@@ -84,6 +87,8 @@ class StepLoop::Impl {
   void publish();
   void publish_step(double seconds);
   void wait_for_event(const Decision& decision);
+  [[nodiscard]] bool recover(const absl::Status& failure);
+  [[nodiscard]] absl::Status try_to_recover(const absl::Status& failure);
   void fail(const absl::Status& status);
   void end_all(FinishReason reason, const absl::Status& status);
   [[nodiscard]] bool settled() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -92,9 +97,11 @@ class StepLoop::Impl {
   telemetry::EngineMetrics& metrics_;
   const Clock& clock_;
   const std::function<void(const absl::Status&)> on_fatal_;
+  const std::function<void(bool)> on_recovery_;
   const std::shared_ptr<spdlog::logger> log_ = base::make_logger("scheduler");
   Liveness liveness_;
-  Scheduler scheduler_;  // the loop's thread alone
+  RecoveryBudget recoveries_;  // the loop's thread alone
+  Scheduler scheduler_;        // the loop's thread alone
 
   base::Mutex mu_;
   base::CondVar event_;    // for the loop: intake or stop
@@ -122,7 +129,7 @@ void StepLoop::Impl::run() {
   liveness_.rest();
 }
 
-// One turn. False when the engine failed.
+// One turn. False when the engine is lost.
 bool StepLoop::Impl::step() {
   liveness_.begin_turn();
   take_in();
@@ -135,10 +142,7 @@ bool StepLoop::Impl::step() {
   }
   metrics_.step_begins();
   absl::StatusOr<engine::StepOutput> output = executor_.execute(scheduler_.batch());
-  if (!output.ok()) {
-    fail(output.status());
-    return false;
-  }
+  if (!output.ok()) return recover(output.status());
   const TimePoint end = clock_.now();
   publish_step(seconds_between(begin, end));
   scheduler_.commit(*std::move(output), end);  // tokens go out
@@ -236,7 +240,50 @@ void StepLoop::Impl::wait_for_event(const Decision& decision) {
   }
 }
 
-// An executor error is not curable request by request: everything ends, nothing new comes in.
+// False when the engine is lost.
+bool StepLoop::Impl::recover(const absl::Status& failure) {
+  metrics_.step_failed();
+  const absl::Status recovered = try_to_recover(failure);
+  if (!recovered.ok()) fail(recovered);
+  return recovered.ok();
+}
+
+// What ran is lost: nobody knows how far the ranks came. What waits needs nothing but its tokens.
+absl::Status StepLoop::Impl::try_to_recover(const absl::Status& failure) {
+  const std::optional<engine::RecoveryCause> cause = engine::recovery_cause(failure);
+  if (!cause.has_value()) return failure;
+  const TimePoint begin = clock_.now();
+  const std::string reason = message_of(failure);
+  if (!recoveries_.take(begin)) {
+    return unavailable("{} (the engine has recovered {} times in {} minutes)",
+                       reason,
+                       RecoveryBudget::kMost,
+                       RecoveryBudget::kWindow.count());
+  }
+  if (on_recovery_) on_recovery_(true);
+  const int64_t num_ended = scheduler_.fail_step(unavailable("the step failed: {}", reason), begin);
+  const char* const name = engine::recovery_cause_name(*cause);
+  base::log_event(*log_,
+                  base::LogLevel::err,
+                  "a step failed, its requests end, the engine recovers",
+                  {{"cause", name}, {"error", reason}, {"requests_ended", num_ended}});
+  liveness_.begin_turn();  // this has a patience of its own
+  const absl::Status recovered = executor_.recover();
+  if (!recovered.ok()) {
+    return unavailable("{}; it does not recover: {}", reason, message_of(recovered));
+  }
+  metrics_.recovered(name);
+  base::log_event(*log_,
+                  base::LogLevel::warn,
+                  "the engine has recovered",
+                  {{"cause", name},
+                   {"recovery_ms", base::log_ms(clock_.now() - begin)},
+                   {"sequences_waiting", scheduler_.stats().num_waiting}});
+  if (on_recovery_) on_recovery_(false);
+  return absl::OkStatus();
+}
+
+// The engine is lost, which no request can cure: everything ends, nothing new comes in.
 void StepLoop::Impl::fail(const absl::Status& status) {
   log_->error("the engine failed, every request ends: {}", status.ToString());
   const absl::Status lost = unavailable("the engine failed: {}", message_of(status));
@@ -344,8 +391,10 @@ StepLoop::StepLoop(const SchedulerOptions& options,
                    engine::Executor& executor,
                    telemetry::EngineMetrics& metrics,
                    const Clock& clock,
-                   std::function<void(const absl::Status&)> on_fatal)
-    : impl_(std::make_unique<Impl>(options, executor, metrics, clock, std::move(on_fatal))) {}
+                   std::function<void(const absl::Status&)> on_fatal,
+                   std::function<void(bool)> on_recovery)
+    : impl_(std::make_unique<Impl>(
+          options, executor, metrics, clock, std::move(on_fatal), std::move(on_recovery))) {}
 
 StepLoop::~StepLoop() {
   impl_->stop();

@@ -81,12 +81,21 @@ constexpr Family kPreemptions{
     "r1d_preemptions_total",
     "Running sequences whose blocks were taken back, to be computed again later."};
 
+constexpr Family kRecoveries{
+    "r1d_engine_recoveries_total",
+    "Failed steps after which the engine went on without reading weights again, by cause: stall "
+    "(nothing moved), communicator (ranks lost each other), memory (a host allocation failed). "
+    "Each ended the requests that ran."};
+constexpr Family kStalls{"r1d_stalls_total",
+                         "How often no step moved for server.liveness_timeout."};
 constexpr Family kBusy{"r1d_engine_busy_ratio",
                        "Share of the last minute in which a step was running, 0 to 1, the step in "
                        "flight included."};
 
 // scheduler::finish_reason_name
 constexpr LabelSet<5> kReasons{{"stop", "length", "cancelled", "deadline", "error"}};
+// engine::recovery_cause_name
+constexpr LabelSet<3> kCauses{{"stall", "communicator", "memory"}};
 
 }  // namespace
 
@@ -124,11 +133,15 @@ class EngineMetrics::Impl {
         prefix_queries(registry.counter(kPrefixQueries)),
         prefix_hits(registry.counter(kPrefixHits)),
         preemptions(registry.counter(kPreemptions)),
+        stalls(registry.counter(kStalls)),
         busy(std::make_shared<BusyMeter>(registry.clock())) {
     prometheus::Gauge& busy_ratio = registry.gauge(kBusy);
     registry.at_scrape([meter = busy, &busy_ratio] { busy_ratio.Set(meter->ratio()); });
     for (size_t i = 0; i < finished.size(); ++i) {
       finished[i] = &registry.counter(kFinished, {{"reason", std::string(kReasons.value(i))}});
+    }
+    for (size_t i = 0; i < recoveries.size(); ++i) {
+      recoveries[i] = &registry.counter(kRecoveries, {{"cause", std::string(kCauses.value(i))}});
     }
   }
 
@@ -172,8 +185,10 @@ class EngineMetrics::Impl {
   prometheus::Counter& prefix_queries;
   prometheus::Counter& prefix_hits;
   prometheus::Counter& preemptions;
+  prometheus::Counter& stalls;
   const std::shared_ptr<BusyMeter> busy;  // shared with the registry, which asks it at each scrape
   std::array<prometheus::Counter*, decltype(kReasons)::kSize> finished{};
+  std::array<prometheus::Counter*, decltype(kCauses)::kSize> recoveries{};
 
  private:
   base::Mutex mu_;
@@ -197,6 +212,18 @@ void EngineMetrics::step(int32_t num_sequences,
   impl_->step_tokens.Observe(static_cast<double>(num_prefill_tokens) + num_decode_tokens);
   impl_->prefill_tokens.Increment(num_prefill_tokens);
   impl_->decode_tokens.Increment(num_decode_tokens);
+}
+
+void EngineMetrics::step_failed() {
+  impl_->busy->end();
+}
+
+void EngineMetrics::recovered(const char* cause) {
+  impl_->recoveries[kCauses.index(cause)]->Increment();
+}
+
+void EngineMetrics::stalled() {
+  impl_->stalls.Increment();
 }
 
 void EngineMetrics::gauges(const Gauges& now) {

@@ -11,6 +11,8 @@
 #include <system_error>
 #include <unistd.h>
 
+#include "r1d/base/log.h"
+
 namespace r1d::telemetry {
 namespace {
 
@@ -120,6 +122,9 @@ std::vector<prometheus::MetricFamily> collect_process_metrics() {
   Families families;
   add_stat(families);
   add_fds(families);
+  families.counter("r1d_log_records_dropped_total",
+                   "Log records dropped because standard error was not read.",
+                   static_cast<double>(base::num_dropped_log_records()));
   return families.take();
 }
 

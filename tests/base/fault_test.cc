@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <future>
 #include <new>
 #include <set>
@@ -103,6 +104,33 @@ TEST_F(FaultTest, ADelayTakesItsTime) {
   EXPECT_GE(std::chrono::steady_clock::now() - begin, std::chrono::milliseconds(20));
 }
 
+TEST_F(FaultTest, ARankIsPickedAndItsHitsAloneCount) {
+  arm("model.layer=error@rank1@1+1");
+  EXPECT_TRUE(fault_status(FaultPoint::kLayer, 1).ok()) << "the first is skipped";
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(fault_status(FaultPoint::kLayer, 0).ok());
+  EXPECT_FALSE(fault_status(FaultPoint::kLayer, 1).ok());
+  EXPECT_TRUE(fault_status(FaultPoint::kLayer, 1).ok());
+  arm("model.layer@rank2");
+  EXPECT_TRUE(fault_status(FaultPoint::kLayer, 1).ok());
+  EXPECT_FALSE(fault_status(FaultPoint::kLayer, 2).ok());
+}
+
+TEST_F(FaultTest, APlaceThatHangsByItselfIsToldTo) {
+  arm("ops.collective=hang@1");
+  EXPECT_EQ(hit_fault(FaultPoint::kCollective), FaultAction::kHang);
+  EXPECT_EQ(hit_fault(FaultPoint::kCollective), FaultAction::kNone);
+}
+
+TEST_F(FaultTest, AKillEndsTheProcessAsSigkillDoes) {
+  EXPECT_EXIT(
+      {
+        arm("model.layer=kill");
+        hit_fault(FaultPoint::kLayer);
+      },
+      ::testing::KilledBySignal(SIGKILL),
+      "");
+}
+
 TEST_F(FaultTest, RefusesWhatItDoesNotKnow) {
   for (const auto& [spec, complaint] : {std::pair{"engine.stop", "no such fault point"},
                                         {"engine.step=nan", "expected one of error, throw"},
@@ -113,6 +141,10 @@ TEST_F(FaultTest, RefusesWhatItDoesNotKnow) {
                                         {"engine.step@x", "expected COUNT"},
                                         {"engine.step@-1", "expected COUNT"},
                                         {"engine.step@1.5", "a probability between"},
+                                        {"engine.step=error@rank1", "no rank hits it"},
+                                        {"model.layer@rank", "expected rankN"},
+                                        {"model.layer@rank-1", "expected rankN"},
+                                        {"model.layer@rank1@", "expected COUNT"},
                                         {"engine.step,", "no such fault point"}}) {
     const absl::Status status = arm_faults(spec);
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << spec;

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <new>
 #include <numeric>
 #include <thread>
 #include <vector>
@@ -50,6 +51,24 @@ TEST(ThreadPoolTest, AThreadThatWakesLateFindsNothingToDo) {
     pool.parallel_for(2, [&](int64_t task, int32_t) { ++runs[static_cast<size_t>(task)]; });
     ASSERT_EQ(runs[0], 1) << round;
     ASSERT_EQ(runs[1], 1) << round;
+  }
+}
+
+TEST(ThreadPoolTest, WhatATaskThrowsReachesTheCallerOnceAllTasksAreDone) {
+  for (const int32_t threads : {1, 4}) {
+    ThreadPool pool(threads);
+    for (int round = 0; round < 100; ++round) {
+      std::atomic<int> runs{0};
+      const auto body = [&](int64_t task, int32_t) {
+        ++runs;
+        if (task % 10 == 3) throw std::bad_alloc();
+      };
+      ASSERT_THROW(pool.parallel_for(100, body), std::bad_alloc);
+      if (threads > 1) {
+        ASSERT_EQ(runs, 100);
+      }
+      pool.parallel_for(100, [&](int64_t, int32_t) { ++runs; });  // the pool is as before
+    }
   }
 }
 

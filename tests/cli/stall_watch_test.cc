@@ -29,6 +29,12 @@ class Watched {
                   changes_.push_back(moves);
                   changed_.notify_all();
                 },
+            .give_up =
+                [this] {
+                  const base::MutexLock lock(mu_);
+                  ++num_given_up_;
+                  changed_.notify_all();
+                },
             .beat =
                 [this] {
                   const base::MutexLock lock(mu_);
@@ -49,6 +55,14 @@ class Watched {
     const int wanted = num_beats_ + more;
     while (num_beats_ < wanted) changed_.wait(mu_);
   }
+  void wait_until_given_up() {
+    const base::MutexLock lock(mu_);
+    while (num_given_up_ == 0) changed_.wait(mu_);
+  }
+  [[nodiscard]] int num_given_up() {
+    const base::MutexLock lock(mu_);
+    return num_given_up_;
+  }
   [[nodiscard]] int num_beats() {
     const base::MutexLock lock(mu_);
     return num_beats_;
@@ -67,13 +81,14 @@ class Watched {
   base::CondVar changed_;
   bool moves_ ABSL_GUARDED_BY(mu_) = true;
   int num_beats_ ABSL_GUARDED_BY(mu_) = 0;
+  int num_given_up_ ABSL_GUARDED_BY(mu_) = 0;
   Duration patience_ ABSL_GUARDED_BY(mu_){};
   std::vector<bool> changes_ ABSL_GUARDED_BY(mu_);
 };
 
 TEST(StallWatchTest, BeatsWhileTheEngineMovesAndSaysEachChangeOnce) {
   Watched watched;
-  StallWatch watch(milliseconds(20), std::nullopt, watched.callbacks());
+  StallWatch watch({milliseconds(20), seconds(3600)}, std::nullopt, watched.callbacks());
   watched.wait_for_beats(3);
   EXPECT_TRUE(watch.moves());
   EXPECT_TRUE(watched.changes().empty());
@@ -88,25 +103,54 @@ TEST(StallWatchTest, BeatsWhileTheEngineMovesAndSaysEachChangeOnce) {
   EXPECT_EQ(watched.changes(), (std::vector<bool>{false, true}));
 }
 
+TEST(StallWatchTest, GivesUpOnceOnWhatDoesNotMoveAgain) {
+  Watched watched;
+  StallWatch watch({milliseconds(20), milliseconds(60)}, std::nullopt, watched.callbacks());
+  watched.set_moves(false);
+  const auto begin = std::chrono::steady_clock::now();
+  watched.wait_until_given_up();
+  EXPECT_GE(std::chrono::steady_clock::now() - begin, milliseconds(60));
+  EXPECT_EQ(watched.changes(), std::vector<bool>{false});
+  watched.set_moves(true);
+  watched.wait_for_beats(1);
+  watched.set_moves(false);
+  watched.wait_for_changes(3);
+  watched.set_moves(true);
+  watched.wait_for_beats(1);
+  EXPECT_EQ(watched.num_given_up(), 1);
+}
+
+TEST(StallWatchTest, DoesNotGiveUpOnWhatMovesAgainInTime) {
+  Watched watched;
+  StallWatch watch({milliseconds(20), seconds(3600)}, std::nullopt, watched.callbacks());
+  for (size_t stall = 1; stall <= 5; ++stall) {
+    watched.set_moves(false);
+    watched.wait_for_changes(2 * stall - 1);
+    watched.set_moves(true);
+    watched.wait_for_changes(2 * stall);
+  }
+  EXPECT_EQ(watched.num_given_up(), 0);
+}
+
 TEST(StallWatchTest, LooksAsOftenAsTheWatchdogWants) {
   Watched watched;
   // By the timeout alone the first look would come after six minutes.
-  StallWatch watch(seconds(3600), milliseconds(40), watched.callbacks());
+  StallWatch watch({seconds(3600), seconds(3600)}, milliseconds(40), watched.callbacks());
   watched.wait_for_beats(4);
   EXPECT_EQ(watched.patience(), seconds(2700));
 }
 
 TEST(StallWatchTest, ANewTimeoutHoldsAtOnce) {
   Watched watched;
-  StallWatch watch(seconds(3600), std::nullopt, watched.callbacks());
-  watch.set_timeout(milliseconds(40));
+  StallWatch watch({seconds(3600), seconds(3600)}, std::nullopt, watched.callbacks());
+  watch.set_limits({milliseconds(40), seconds(3600)});
   watched.wait_for_beats(2);
   EXPECT_EQ(watched.patience(), milliseconds(30));
 }
 
 TEST(StallWatchTest, EndsAtOnceBetweenTwoLooks) {
   Watched watched;
-  const StallWatch watch(seconds(3600), std::nullopt, watched.callbacks());
+  const StallWatch watch({seconds(3600), seconds(3600)}, std::nullopt, watched.callbacks());
 }
 
 }  // namespace

@@ -99,6 +99,7 @@ TEST(ConfigTest, FillsEveryFieldFromItsKey) {
                                       {"server.max_concurrent_streams", "6"},
                                       {"server.drain_timeout", "2s"},
                                       {"server.liveness_timeout", "3s"},
+                                      {"server.recovery_timeout", "5s"},
                                       {"server.max_request_time", "4s"},
                                       {"log.level", "debug"},
                                       {"log.format", "json"}}});
@@ -132,6 +133,7 @@ TEST(ConfigTest, FillsEveryFieldFromItsKey) {
   EXPECT_EQ(config->server.max_concurrent_streams, 6);
   EXPECT_EQ(config->server.drain_timeout.count(), 2000);
   EXPECT_EQ(config->server.liveness_timeout.count(), 3000);
+  EXPECT_EQ(config->server.recovery_timeout.count(), 5000);
   EXPECT_EQ(config->server.max_request_time.count(), 4000);
   EXPECT_EQ(config->log.level, "debug");
   EXPECT_EQ(config->log.format, "json");

@@ -222,7 +222,8 @@ def test_the_units_times_fit_the_daemons_defaults():
 
     defaults = dict(re.findall(r"^\| `([\w.]+)` \| `[^`]*` \| `([^`]*)`", CONFIGURATION.read_text(), re.MULTILINE))
     assert to_s(unit["TimeoutStopSec"]) > to_s(defaults["server.drain_timeout"])
-    assert to_s(unit["WatchdogSec"]) > to_s(defaults["server.liveness_timeout"])
+    own = to_s(defaults["server.liveness_timeout"]) + to_s(defaults["server.recovery_timeout"])
+    assert to_s(unit["WatchdogSec"]) > own, "a hung engine ends by itself, with every request answered"
 
 
 CONFIGURATION = UNIT.parents[2] / "docs" / "configuration.md"

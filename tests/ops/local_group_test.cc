@@ -80,7 +80,7 @@ TEST(LocalGroupTest, GatherPlacesUnevenColumns) {
   }
 }
 
-TEST(LocalGroupTest, AbortReleasesWaitersAndStaysFinal) {
+TEST(LocalGroupTest, AbortReleasesWaitersAndStays) {
   LocalGroup group(3);
   std::promise<void> entered;
   std::vector<std::thread> waiters;
@@ -102,10 +102,11 @@ TEST(LocalGroupTest, AbortReleasesWaitersAndStaysFinal) {
   EXPECT_EQ(group.barrier().code(), absl::StatusCode::kUnavailable);
 }
 
-TEST(LocalGroupTest, AbortDuringTrafficLeavesNobodyBehind) {
+// Ranks leave in different rounds, which the group must not remember.
+TEST(LocalGroupTest, AbortDuringTrafficLeavesNobodyBehindAndRejoinMakesItAsNew) {
   constexpr int32_t kWorld = 4;
+  LocalGroup group(kWorld);
   for (int trial = 0; trial < 20; ++trial) {
-    LocalGroup group(kWorld);
     on_ranks(kWorld, [&](int32_t rank) {
       std::vector<float> data(static_cast<size_t>(100 + trial), 1.0F);
       for (int round = 0;; ++round) {
@@ -116,7 +117,32 @@ TEST(LocalGroupTest, AbortDuringTrafficLeavesNobodyBehind) {
         return;
       }
     });
+    on_ranks(kWorld, [&](int32_t rank) {
+      group.rejoin(rank);
+      for (int round = 0; round < 3; ++round) {
+        std::vector<float> data(50, static_cast<float>(rank + round));
+        ASSERT_TRUE(group.all_reduce_sum(rank, data).ok());
+        ASSERT_EQ(data, std::vector<float>(50, static_cast<float>(6 + kWorld * round)));
+      }
+    });
   }
+}
+
+TEST(LocalGroupTest, ARankWhosePartIsLostWaitsForTheAbort) {
+  LocalGroup group(2);
+  std::promise<void> entered;
+  on_ranks(3, [&](int32_t rank) {
+    std::vector<float> data(10, 1.0F);
+    if (rank == 0) {
+      entered.set_value();
+      EXPECT_EQ(group.all_reduce_sum(0, data).code(), absl::StatusCode::kUnavailable);
+    } else if (rank == 1) {
+      EXPECT_EQ(group.wait_for_abort().code(), absl::StatusCode::kUnavailable);
+    } else {
+      entered.get_future().wait();
+      group.abort();
+    }
+  });
 }
 
 TEST(LocalGroupTest, ASingleRankNoticesAbortToo) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <unordered_map>
@@ -27,6 +28,9 @@ class ShadowExecutor final : public engine::Executor {
 
   // Caches under different salts must not meet. Ids are given in the order of add(), from 1.
   void set_salt(SequenceId sequence, uint64_t salt) { salts_[sequence] = salt; }
+
+  // As after a failed step: nothing in the cache is what it was.
+  void wipe() { std::fill(slots_.begin(), slots_.end(), Slot{}); }
 
   [[nodiscard]] uint64_t num_steps() const { return num_steps_; }
   [[nodiscard]] int64_t num_restarts() const { return num_restarts_; }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <map>
 #include <random>
+#include <set>
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -50,6 +51,7 @@ struct World {
   double arrivals_per_step = 0;
   double cancel_rate = 0;    // of requests
   double deadline_rate = 0;  // of requests
+  double failure_rate = 0;   // of steps
   int32_t most_sequences = 1;
   int32_t longest_prompt = 1;
   int32_t most_tokens = 1;
@@ -73,6 +75,7 @@ struct World {
     arrivals_per_step = 0.01 * random.between(2, 60);
     cancel_rate = random.chance(0.7) ? 0.15 : 0;
     deadline_rate = random.chance(0.7) ? 0.2 : 0;
+    failure_rate = random.chance(0.5) ? 0.005 : 0;
     most_sequences = random.between(1, 4);
     longest_prompt = random.between(2, (options.max_model_len - 1) / (random.chance(0.5) ? 1 : 4));
     most_tokens = random.between(1, options.max_model_len);
@@ -89,6 +92,7 @@ struct Counts {
   int64_t preemptions = 0;
   int64_t hits = 0;
   int64_t cancels = 0;
+  int64_t failures = 0;  // of steps
   std::map<FinishReason, int64_t> finishes;
   int64_t longest_life = 0;  // steps from arrival to finish
 
@@ -99,6 +103,7 @@ struct Counts {
     preemptions += other.preemptions;
     hits += other.hits;
     cancels += other.cancels;
+    failures += other.failures;
     for (const auto& [reason, count] : other.finishes) finishes[reason] += count;
     longest_life = std::max(longest_life, other.longest_life);
   }
@@ -147,6 +152,7 @@ class Simulation {
 
   void finished(const Client& client, const FinishEvent& event);
   [[nodiscard]] const World& world() const { return world_; }
+  [[nodiscard]] bool step_fails() const { return step_fails_; }
 
  private:
   void arrive();
@@ -155,6 +161,7 @@ class Simulation {
   void cancel_some();
   void turn();
   void run_step();
+  void fail_step();
   void check_batch();
   void check_wait(const Decision& decision);
   void check_life(const Client& client);
@@ -170,6 +177,7 @@ class Simulation {
   std::vector<std::pair<TimePoint, int64_t>> arrived_;    // total work accepted, by time
   std::multimap<int64_t, RequestId> cancels_;             // by step
   std::vector<std::vector<TokenId>> conversations_;       // prompt and output of some requests
+  bool step_fails_ = false;
   SequenceId earliest_ = 0;  // of the last batch, by rank; it must be in the next one
   SequenceId next_sequence_ = 1;
   RequestId next_request_ = 1;
@@ -222,7 +230,10 @@ void Client::on_finish(const FinishEvent& event) {
   Expected& run = expected[static_cast<size_t>(event.index)];
   ASSERT_FALSE(std::exchange(run.finished, true)) << "request " << id << " finished twice";
   EXPECT_EQ(static_cast<size_t>(event.num_output_tokens), run.num_seen);
-  if (event.reason != FinishReason::kCancelled && event.reason != FinishReason::kDeadline) {
+  const bool lost = event.reason == FinishReason::kError && absl::IsUnavailable(event.status);
+  if (lost) {
+    EXPECT_TRUE(simulation_.step_fails()) << "request " << id;
+  } else if (event.reason != FinishReason::kCancelled && event.reason != FinishReason::kDeadline) {
     EXPECT_EQ(event.reason, run.reason) << "request " << id;
     EXPECT_EQ(run.num_seen, run.tokens.size()) << "request " << id;
   }
@@ -355,8 +366,34 @@ void Simulation::turn() {
   }
 }
 
+// What runs ends, what waits is left as it was, and no block is remembered: the shadow of the cache
+// is wiped, so that a stale hit would show.
+void Simulation::fail_step() {
+  ++counts_.failures;
+  std::set<RequestId> in_step;
+  for (const engine::SequenceStep& step : scheduler_.batch()) {
+    in_step.insert(sequences_.at(step.sequence)->id);
+  }
+  const SchedulerStats before = scheduler_.stats();
+  step_fails_ = true;
+  const int64_t num_ended = scheduler_.fail_step(unavailable("rank 1 is gone"), clock_.now());
+  step_fails_ = false;
+  for (const RequestId id : in_step) EXPECT_FALSE(clients_.contains(id)) << "request " << id;
+  EXPECT_GE(num_ended, static_cast<int64_t>(in_step.size()));
+  EXPECT_LE(num_ended, before.num_running);
+  const SchedulerStats after = scheduler_.stats();
+  EXPECT_EQ(after.num_running, 0);
+  EXPECT_LE(after.num_waiting, before.num_waiting);
+  EXPECT_EQ(after.num_queued_requests, before.num_queued_requests);
+  EXPECT_EQ(after.num_blocks_used + after.num_blocks_cached, 0);
+  executor_.wipe();
+  scheduler_.check_invariants();
+  earliest_ = 0;
+}
+
 void Simulation::run_step() {
   check_batch();
+  if (random_.chance(world_.failure_rate)) return fail_step();
   absl::StatusOr<engine::StepOutput> output = executor_.execute(scheduler_.batch());
   ASSERT_TRUE(output.ok()) << output.status();
   ++counts_.steps;
@@ -428,7 +465,7 @@ int64_t Simulation::work_arrived_by(TimePoint time) const {
 void print(uint64_t seed, const Counts& counts) {
   fmt::print(
       "seed {}: {} steps, {} sequences, {} refused, {} preemptions, {} tokens hit, {} cancels, "
-      "longest life {} steps;",
+      "{} failed steps, longest life {} steps;",
       seed,
       counts.steps,
       counts.sequences,
@@ -436,6 +473,7 @@ void print(uint64_t seed, const Counts& counts) {
       counts.preemptions,
       counts.hits,
       counts.cancels,
+      counts.failures,
       counts.longest_life);
   for (const auto& [reason, count] : counts.finishes) {
     fmt::print(" {} {}", finish_reason_name(reason), count);
@@ -460,6 +498,7 @@ TEST(SimulationTest, HoldsItsInvariantsForAMillionSteps) {
   EXPECT_GT(total.hits, total.steps / 200);
   EXPECT_GT(total.cancels, total.steps / 1000);
   EXPECT_GT(total.refused, 0);
+  EXPECT_GT(total.failures, total.steps / 1000);
   for (const FinishReason reason : {FinishReason::kStop,
                                     FinishReason::kLength,
                                     FinishReason::kCancelled,

@@ -5,7 +5,9 @@
 #include <future>
 #include <new>
 #include <stdexcept>
+#include <string>
 #include <thread>
+#include <utility>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -70,7 +72,7 @@ class HeldExecutor final : public engine::Executor {
     while (held_) changed_.wait(mu_);
     inside_ = false;
     if (failure_by_) failure_by_();
-    if (!failure_.ok()) return failure_;
+    if (!failure_.ok()) return std::exchange(failure_, fails_on_ ? failure_ : absl::OkStatus());
     engine::StepOutput output;
     output.tokens.resize(batch.size());
     for (engine::SampledToken& sampled : output.tokens) sampled.token = 1;
@@ -91,9 +93,29 @@ class HeldExecutor final : public engine::Executor {
     base::MutexLock lock(mu_);
     while (!inside_) changed_.wait(mu_);
   }
+  absl::Status recover() override {
+    base::MutexLock lock(mu_);
+    ++num_recoveries_;
+    return recovery_;
+  }
+
   void fail(absl::Status failure) {
     base::MutexLock lock(mu_);
     failure_ = std::move(failure);
+    fails_on_ = true;
+  }
+  void fail_once(absl::Status failure) {
+    base::MutexLock lock(mu_);
+    failure_ = std::move(failure);
+    fails_on_ = false;
+  }
+  void fail_to_recover(absl::Status failure) {
+    base::MutexLock lock(mu_);
+    recovery_ = std::move(failure);
+  }
+  [[nodiscard]] int num_recoveries() {
+    base::MutexLock lock(mu_);
+    return num_recoveries_;
   }
   void fail_by(std::function<void()> failure) {
     base::MutexLock lock(mu_);
@@ -108,6 +130,9 @@ class HeldExecutor final : public engine::Executor {
   bool inside_ ABSL_GUARDED_BY(mu_) = false;
   int64_t num_steps_ ABSL_GUARDED_BY(mu_) = 0;
   absl::Status failure_ ABSL_GUARDED_BY(mu_);
+  bool fails_on_ ABSL_GUARDED_BY(mu_) = false;
+  absl::Status recovery_ ABSL_GUARDED_BY(mu_);
+  int num_recoveries_ ABSL_GUARDED_BY(mu_) = 0;
   std::function<void()> failure_by_ ABSL_GUARDED_BY(mu_);
   std::atomic<uint64_t> progress_{0};
 };
@@ -126,10 +151,15 @@ class StepLoopTest : public ::testing::Test {
   }
   void make_loop() {
     loop_ = std::make_unique<StepLoop>(
-        options_, executor_, metrics_, clock_, [this](const absl::Status& status) {
+        options_,
+        executor_,
+        metrics_,
+        clock_,
+        [this](const absl::Status& status) {
           ++num_fatal_;
           fatal_ = status;
-        });
+        },
+        [this](bool under_way) { recoveries_ += under_way ? '(' : ')'; });
   }
   void start() {
     make_loop();
@@ -167,6 +197,7 @@ class StepLoopTest : public ::testing::Test {
   ManualClock clock_;
   int32_t num_fatal_ = 0;
   absl::Status fatal_;
+  std::string recoveries_;
   std::unique_ptr<StepLoop> loop_;  // last: it uses the rest
 };
 
@@ -360,6 +391,75 @@ TEST_F(StepLoopTest, AFailedEngineEndsEveryRequestAndRefusesLaterOnes) {
   EXPECT_EQ(message_of(fatal_), "rank 3 is gone");
   EXPECT_EQ(running->num_finishes(), 1U);
   EXPECT_EQ(loop_->stats().num_blocks_used, 0);
+}
+
+TEST_F(StepLoopTest, AFailureThatTheEngineOutlivesEndsWhatRanAndNothingElse) {
+  options_.max_batch_size = 1;
+  for (const absl::Status& failure : {deadline_exceeded("no step has moved"),
+                                      unavailable("rank 1 is gone"),
+                                      resource_exhausted("out of host memory")}) {
+    executor_.hold();
+    if (loop_ == nullptr) start();
+    const std::shared_ptr<WaitingSink> running = submit(1, kEndless);
+    executor_.wait_until_inside();
+    std::vector<std::shared_ptr<WaitingSink>> waiting;
+    for (RequestId id = 2; id <= 4; ++id) waiting.push_back(submit(id, 5));
+    executor_.fail_once(failure);
+    executor_.release();
+    const FinishEvent finish = running->wait_for_finish();
+    EXPECT_EQ(finish.reason, FinishReason::kError);
+    EXPECT_EQ(finish.status.code(), absl::StatusCode::kUnavailable);
+    EXPECT_EQ(message_of(finish.status), "the step failed: " + message_of(failure));
+    for (const auto& sink : waiting) {
+      EXPECT_EQ(sink->wait_for_finish().reason, FinishReason::kLength);
+      EXPECT_EQ(sink->num_tokens(), 5);
+      EXPECT_EQ(sink->num_finishes(), 1U);
+    }
+    EXPECT_EQ(running->num_finishes(), 1U);
+  }
+  EXPECT_EQ(loop_->drain(seconds(60)), 0);
+  loop_->stop();
+  EXPECT_EQ(recoveries_, "()()()");
+  EXPECT_EQ(num_fatal_, 0);
+  EXPECT_EQ(loop_->stats().num_blocks_used, 0);
+  for (const char* cause : {"stall", "communicator", "memory"}) {
+    EXPECT_THAT(registry_.render(),
+                HasSubstr(fmt::format("r1d_engine_recoveries_total{{cause=\"{}\"}} 1", cause)));
+  }
+}
+
+TEST_F(StepLoopTest, AFailureThatComesBackTooOftenLosesTheEngine) {
+  executor_.fail(unavailable("rank 1 is gone"));
+  start();
+  for (RequestId id = 1; id <= 3; ++id) submit(id, 5)->wait_for_finish();
+  clock_.advance(std::chrono::minutes(10));
+  for (RequestId id = 4; id <= 6; ++id) submit(id, 5)->wait_for_finish();
+  const FinishEvent last = submit(7, 5)->wait_for_finish();
+  EXPECT_EQ(last.status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(message_of(last.status),
+            "the engine failed: rank 1 is gone (the engine has recovered 3 times in 10 minutes)");
+  loop_->stop();
+  EXPECT_EQ(num_fatal_, 1);
+  EXPECT_EQ(executor_.num_recoveries(), 6);
+}
+
+TEST_F(StepLoopTest, AnEngineThatDoesNotRecoverIsLostWithAllThatWaited) {
+  options_.max_batch_size = 1;
+  executor_.hold();
+  executor_.fail_to_recover(internal_error("rank 0 does not come"));
+  start();
+  const std::shared_ptr<WaitingSink> running = submit(1, kEndless);
+  executor_.wait_until_inside();
+  const std::shared_ptr<WaitingSink> waiting = submit(2, 5);
+  executor_.fail_once(unavailable("rank 1 is gone"));
+  executor_.release();
+  EXPECT_EQ(message_of(running->wait_for_finish().status), "the step failed: rank 1 is gone");
+  EXPECT_EQ(message_of(waiting->wait_for_finish().status),
+            "the engine failed: rank 1 is gone; it does not recover: rank 0 does not come");
+  loop_->stop();
+  EXPECT_EQ(recoveries_, "(") << "health stays as it is";
+  EXPECT_EQ(num_fatal_, 1);
+  EXPECT_EQ(waiting->num_tokens(), 0);
 }
 
 TEST_F(StepLoopTest, IsNotAliveWhenAStepStandsStill) {

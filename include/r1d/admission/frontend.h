@@ -130,8 +130,9 @@ struct Accepted {
 };
 
 // Lifecycle: made before the model is loaded (submit answers kUnavailable "loading"), attach() when
-// the loop runs, set_stalled() while no step moves (kUnavailable), begin_drain() on SIGTERM
-// (kUnavailable "draining"), fail() when the engine is lost. Threads: thread-safe.
+// the loop runs, set_stalled() while no step moves or the engine recovers (kUnavailable),
+// begin_drain() on SIGTERM (kUnavailable "draining"), fail() when the engine is lost.
+// Threads: thread-safe.
 class Frontend {
  public:
   enum class State : uint8_t { kLoading, kServing, kStalled, kDraining, kFailed };

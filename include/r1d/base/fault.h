@@ -22,6 +22,8 @@ enum class FaultPoint : uint8_t {
   kWeightRead,
   kStep,
   kLayer,
+  kCollective,
+  kRejoin,
   kSample,
   kPrepare,
   kSubmit,
@@ -33,13 +35,14 @@ enum class FaultPoint : uint8_t {
   kRender,
 };
 
-// What happens at a point. The first four happen inside hit_fault(), the others are for the place
+// What happens at a point. The first five happen inside hit_fault(), the others are for the place
 // itself to do.
 enum class FaultAction : uint8_t {
   kThrow,  // a std::runtime_error
   kOom,    // a std::bad_alloc
-  kHang,   // waits until clear_faults() or the end of the process
+  kHang,   // waits until clear_faults() or the end of the process; FaultInfo::hangs_itself
   kDelay,  // waits for a time
+  kKill,   // the process ends at once, as by SIGKILL
   kError,  // the call fails
   kShort,  // fewer bytes than there should be
   kNan,    // a number that is none
@@ -48,47 +51,51 @@ enum class FaultAction : uint8_t {
 
 struct FaultInfo {
   FaultPoint point;
-  std::string_view name;     // "engine.step"
-  std::string_view where;    // which place, on which thread
-  std::string_view actions;  // "error, throw, oom, hang, delay:TIME"; the first is the default
-  std::string_view effect;   // what must follow, and no more
+  std::string_view name;      // "engine.step"
+  std::string_view where;     // which place, on which thread
+  std::string_view actions;   // "error, throw, oom, hang, delay:TIME"; the first is the default
+  std::string_view effect;    // what must follow, and no more
+  bool per_rank = false;      // hit on the ranks' threads: `@rankN` picks one
+  bool hangs_itself = false;  // kHang is returned: the place knows how to wait
 };
 [[nodiscard]] std::span<const FaultInfo> fault_points();
 
 #ifdef R1D_NO_FAULTS
 inline constexpr bool kFaultsCompiledIn = false;
-inline FaultAction hit_fault(FaultPoint /*point*/) {
+inline FaultAction hit_fault(FaultPoint /*point*/, int32_t /*rank*/ = 0) {
   return FaultAction::kNone;
 }
-inline absl::Status fault_status(FaultPoint /*point*/) {
+inline absl::Status fault_status(FaultPoint /*point*/, int32_t /*rank*/ = 0) {
   return absl::OkStatus();
 }
 #else
 inline constexpr bool kFaultsCompiledIn = true;
 namespace internal {
 extern std::atomic<uint32_t> armed_faults;  // a bit a point
-[[nodiscard]] FaultAction take_fault(FaultPoint point);
+[[nodiscard]] FaultAction take_fault(FaultPoint point, int32_t rank);
 [[nodiscard]] absl::Status injected_error(FaultPoint point);
 }  // namespace internal
 
-// Does what is armed at `point`; returns what is left for the caller to do.
-inline FaultAction hit_fault(FaultPoint point) {
+// Does what is armed at `point`; returns what is left for the caller to do. `rank`: whose thread
+// hits it, where FaultInfo::per_rank.
+inline FaultAction hit_fault(FaultPoint point, int32_t rank = 0) {
   const uint32_t armed = internal::armed_faults.load(std::memory_order_relaxed);
   if ((armed >> static_cast<uint32_t>(point) & 1U) == 0) [[likely]]
     return FaultAction::kNone;
-  return internal::take_fault(point);
+  return internal::take_fault(point, rank);
 }
 // The same for a place that can fail with a Status.
-[[nodiscard]] inline absl::Status fault_status(FaultPoint point) {
-  return hit_fault(point) == FaultAction::kError ? internal::injected_error(point)
-                                                 : absl::OkStatus();
+[[nodiscard]] inline absl::Status fault_status(FaultPoint point, int32_t rank = 0) {
+  return hit_fault(point, rank) == FaultAction::kError ? internal::injected_error(point)
+                                                       : absl::OkStatus();
 }
 #endif
 
-// Arms points by "NAME[=ACTION][@[SKIP+]COUNT | @PROBABILITY]", comma separated: "engine.step",
-// "model.layer=delay:200ms", "engine.sample=nan@10+1" (the eleventh), "grpc.write@0.01". Without @
-// a point fires every time; draws are the same in every run. kInvalidArgument names the part and
-// what was expected; kFailedPrecondition when fault points are not compiled in.
+// Arms points by "NAME[=ACTION][@rankN][@[SKIP+]COUNT | @PROBABILITY]", comma separated:
+// "engine.step", "model.layer=delay:200ms", "engine.sample=nan@10+1" (the eleventh),
+// "grpc.write@0.01", "model.layer=hang@rank1@30+1" (the 31st layer of rank 1). Without @ a point
+// fires every time; draws are the same in every run. kInvalidArgument names the part and what was
+// expected; kFailedPrecondition when fault points are not compiled in.
 [[nodiscard]] absl::Status arm_faults(std::string_view specs);
 
 // What is armed, as given, comma separated; "" for nothing.

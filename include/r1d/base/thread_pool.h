@@ -23,7 +23,8 @@ class ThreadPool {
   [[nodiscard]] int32_t num_threads() const;
 
   // Calls body(task, thread) for every task in [0, num_tasks), tasks handed out in order, thread in
-  // [0, num_threads()); returns when all are done. `body` must not throw nor call the pool again.
+  // [0, num_threads()); returns when all are done. What a task throws first is thrown on here, when
+  // none runs any more; then some may not have been called. `body` must not call the pool again.
   void parallel_for(int64_t num_tasks, const Body& body);
 
   // Grows while loops run, a step a task. Callable from any thread.

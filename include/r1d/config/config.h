@@ -65,6 +65,7 @@ struct ServerSettings {
   int32_t max_connections_per_address = 512;  // server.max_connections_per_address
   std::chrono::milliseconds drain_timeout{600000};      // server.drain_timeout
   std::chrono::milliseconds liveness_timeout{10000};    // no progress for so long = stalled
+  std::chrono::milliseconds recovery_timeout{15000};    // stalled for so long = lost
   std::chrono::milliseconds max_request_time{3600000};  // a deadline for requests without one
 };
 

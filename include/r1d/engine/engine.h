@@ -58,7 +58,7 @@ struct CachePlan {
 using LoadFraction = std::function<absl::Status(double fraction)>;
 
 // Lifecycle: create() loads weights on all ranks and takes every byte the step loop needs.
-// Threads: as Executor; one thread per rank besides, asleep between steps.
+// Threads: as Executor; one thread per rank and one for interrupts besides, asleep between steps.
 class Engine final : public Executor {
  public:
   // `last_token_id`: ids above are padding and never sampled.
@@ -71,6 +71,8 @@ class Engine final : public Executor {
 
   [[nodiscard]] absl::StatusOr<StepOutput> execute(std::span<const SequenceStep> batch) override;
   [[nodiscard]] uint64_t progress() const override;
+  void interrupt(const absl::Status& why) override;
+  [[nodiscard]] absl::Status recover() override;
 
   [[nodiscard]] const CachePlan& cache() const;
   [[nodiscard]] std::string device() const;  // "cpu (AVX3, 2 threads)", "cuda (NVIDIA H200)"

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -30,18 +31,41 @@ struct StepOutput {
   std::vector<SampledToken> tokens;  // one per SequenceStep; meaningless where nothing was sampled
 };
 
-// Threads: execute() is called by the step loop's thread alone; progress() by any.
+// What a failed step died of, where that leaves weights, devices and threads as they were.
+enum class RecoveryCause : uint8_t {
+  kStall,         // nothing moved, and it was interrupted (kDeadlineExceeded)
+  kCommunicator,  // ranks lost each other (kUnavailable, kAborted)
+  kMemory,        // a host allocation failed (kResourceExhausted)
+};
+[[nodiscard]] const char* recovery_cause_name(RecoveryCause cause);  // "stall", ...
+
+// None for every other code: a device's error, an exception of unknown kind, a step that
+// contradicts itself say nothing about what is still sound.
+[[nodiscard]] std::optional<RecoveryCause> recovery_cause(const absl::Status& failure);
+
+// Threads: execute() and recover() are called by the step loop's thread alone, the rest by any.
 class Executor {
  public:
   virtual ~Executor() = default;
 
-  // Runs one forward pass and samples. Blocks until done. An error is fatal to the engine.
+  // Runs one forward pass and samples. Blocks until done. After an error what the step wrote is
+  // void, and the next call is recover() where recovery_cause() has one; else the engine is lost.
   [[nodiscard]] virtual absl::StatusOr<StepOutput> execute(std::span<const SequenceStep> batch) = 0;
 
   // Grows while a step moves, several times a layer on the CPU, so that a long prefill is not taken
   // for a hang. On a GPU a step counts its layers when it enqueues them, then stands still until it
   // is done.
   [[nodiscard]] virtual uint64_t progress() const = 0;
+
+  // Has the step in flight, if any, fail with `why` (kDeadlineExceeded) as soon as it can: ranks
+  // that wait for each other come back, one that hangs by itself does not. Does not wait for that.
+  virtual void interrupt(const absl::Status& why) { static_cast<void>(why); }
+
+  // After a failed execute(): makes steps possible again, with the weights as they are. An error:
+  // it is not possible, the engine is lost.
+  [[nodiscard]] virtual absl::Status recover() {
+    return absl::FailedPreconditionError("this executor does not recover");
+  }
 };
 
 }  // namespace r1d::engine

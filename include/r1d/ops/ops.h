@@ -182,11 +182,11 @@ struct SeededValues {
 };
 
 // All calls of a step come from the rank's own thread, in the same order on every rank. Calls
-// enqueue; only end_step() promises that results are there. A failed call poisons the step: the
-// engine stops. Tensors are activations on the rank's device, `out` never aliases an input. Between
-// begin_step() and end_step() an implementation may keep the tokens in an order of its own
-// (sequences with few query tokens first): rows of activations follow it, logit rows come out as
-// asked for.
+// enqueue; only end_step() promises that results are there. A failed call poisons the step, on all
+// ranks; after abort() and rejoin() the next begin_step() starts afresh. Tensors are activations on
+// the rank's device, `out` never aliases an input. Between begin_step() and end_step() an
+// implementation may keep the tokens in an order of its own (sequences with few query tokens
+// first): rows of activations follow it, logit rows come out as asked for.
 class Ops {
  public:
   virtual ~Ops() = default;
@@ -289,9 +289,7 @@ class Ops {
   // Called on every rank's own thread after abort() once all ranks have left the step: makes the
   // communicator anew. Weights and caches stay as they are. A collective. An error means that the
   // fault does not allow it, and the engine is lost.
-  [[nodiscard]] virtual absl::Status rejoin() {
-    return absl::UnimplementedError("these ranks cannot rejoin");
-  }
+  [[nodiscard]] virtual absl::Status rejoin() = 0;
 };
 
 }  // namespace r1d::ops

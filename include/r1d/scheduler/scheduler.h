@@ -69,6 +69,11 @@ class Scheduler {
   // between plan() and commit().
   bool finish(RequestId id, int32_t index, TimePoint now);
 
+  // After a step that failed, in place of commit(): it is void. Ends the requests that have a
+  // running sequence with kError and `status`, and forgets what the blocks held, since the step may
+  // have torn it. Who waits waits on. Returns the number of requests ended.
+  int64_t fail_step(const absl::Status& status, TimePoint now);
+
   // Ends everything, a step between plan() and commit() included, which is then void (no commit()).
   // Returns the number of requests ended.
   int64_t cancel_all(FinishReason reason, const absl::Status& status, TimePoint now);

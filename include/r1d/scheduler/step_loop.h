@@ -16,19 +16,23 @@
 
 namespace r1d::scheduler {
 
-// The thread that drives the engine: intake, plan, publish, execute, commit. Owns the Scheduler.
-// Lifecycle: start() -> submit/cancel from any thread -> drain() -> stop(), also by the destructor.
-// Threads: start() and stop() belong to the owner, the rest is thread-safe; sinks are called on the
-// loop's own thread.
+// The thread that drives the engine: intake, plan, publish, execute, commit or recover. Owns the
+// Scheduler. Lifecycle: start() -> submit/cancel from any thread -> drain() -> stop(), also by the
+// destructor. Threads: start() and stop() belong to the owner, the rest is thread-safe; sinks are
+// called on the loop's own thread.
 class StepLoop {
  public:
-  // `executor`, `metrics` and `clock` outlive the loop. `on_fatal` is called once, on the loop's
-  // thread, when the engine fails; by then every request has ended with kUnavailable.
+  // A step that fails ends the requests that ran, with kUnavailable. Where the engine recovers, the
+  // others go on; `on_recovery` is called before (true) and after (false), on the loop's thread.
+  // Where it does not, or has done so too often (RecoveryBudget), every request ends and `on_fatal`
+  // is called, once.
+  // `executor`, `metrics` and `clock` outlive the loop.
   StepLoop(const SchedulerOptions& options,
            engine::Executor& executor,
            telemetry::EngineMetrics& metrics,
            const Clock& clock,
-           std::function<void(const absl::Status&)> on_fatal);
+           std::function<void(const absl::Status&)> on_fatal,
+           std::function<void(bool under_way)> on_recovery = {});
   ~StepLoop();
 
   void start();

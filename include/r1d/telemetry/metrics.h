@@ -28,6 +28,9 @@ class EngineMetrics {
             int32_t num_prefill_tokens,
             int32_t num_decode_tokens,
             double seconds);
+  void step_failed();                 // it has ended, with nothing to show
+  void recovered(const char* cause);  // engine::recovery_cause_name
+  void stalled();                     // no step moved for server.liveness_timeout
   // Gauges as of now. Counters are totals since start; the exporter adds the difference.
   struct Gauges {
     int64_t waiting = 0;

@@ -13,6 +13,9 @@
 
 namespace r1d::transport {
 
+// Whose answer is not complete: all, or those that have been in a step.
+enum class Calls : uint8_t { kAll, kRunning };
+
 struct GrpcOptions {
   std::string address = "127.0.0.1:50051";
   bool reflection = true;
@@ -74,8 +77,8 @@ class GrpcServer {
   virtual void change_limits(const GrpcLimits& limits) = 0;  // thread-safe
   // grpc.health.v1: "" and r1d.v1.InferenceService; Watch subscribers are told.
   virtual void set_serving(bool serving) = 0;
-  // Ends every generating call with `why`, whatever the engine does.
-  virtual void end_calls(const absl::Status& why) = 0;
+  // Ends generating calls with `why`, whatever the engine does.
+  virtual void end_calls(const absl::Status& why, Calls which) = 0;
   // Returns when every generating call has ended; those still open after `grace` are cut.
   virtual void shutdown(std::chrono::milliseconds grace) = 0;
 };

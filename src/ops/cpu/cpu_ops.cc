@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "r1d/base/check.h"
+#include "r1d/base/fault.h"
 #include "r1d/base/status.h"
 
 #include "ops/cpu/attention.h"
@@ -158,6 +159,10 @@ class CpuOps final : public Ops {
 
   [[nodiscard]] uint64_t progress() const override { return parallel_.progress(); }
   void abort() override { group_->abort(); }
+  [[nodiscard]] absl::Status rejoin() override {
+    group_->rejoin(rank_);
+    return absl::OkStatus();
+  }
 
  private:
   void layout(Arena& arena) {
@@ -177,7 +182,20 @@ class CpuOps final : public Ops {
               x.cols == dims_.hidden_size);
   }
 
+  // Before each collective: where tests let this rank's part in it get lost.
+  [[nodiscard]] absl::Status may_meet() {
+    switch (base::hit_fault(base::FaultPoint::kCollective, rank_)) {
+      case base::FaultAction::kError:
+        return unavailable("fault point ops.collective");
+      case base::FaultAction::kHang:
+        return group_->wait_for_abort();
+      default:
+        return absl::OkStatus();
+    }
+  }
+
   [[nodiscard]] absl::Status all_reduce(const Tensor& x) {
+    R1D_RETURN_IF_ERROR(may_meet());
     if (x.stride == x.cols) {
       return group_->all_reduce_sum(
           rank_, {static_cast<float*>(x.data), static_cast<size_t>(x.rows * x.cols)});
@@ -205,6 +223,7 @@ class CpuOps final : public Ops {
                .y = alone ? target + first_row : logits_,
                .y_stride = alone ? dims_.vocab_size : head.rows});
     if (alone) return absl::OkStatus();
+    R1D_RETURN_IF_ERROR(may_meet());
     const LocalGroup::Columns own{.data = {logits_, static_cast<size_t>(count * head.rows)},
                                   .cols = head.rows,
                                   .first_col = first_row};

@@ -112,4 +112,24 @@ void LocalGroup::abort() {
   changed_.notify_all();
 }
 
+void LocalGroup::rejoin(int32_t rank) {
+  round_count_[static_cast<size_t>(rank)] = 0;
+  base::MutexLock lock(mu_);
+  const uint64_t generation = generation_;
+  if (++rejoined_ < world_size_) {
+    while (generation_ == generation) changed_.wait(mu_);
+    return;
+  }
+  rejoined_ = arrived_ = 0;
+  aborted_ = false;
+  ++generation_;
+  changed_.notify_all();
+}
+
+absl::Status LocalGroup::wait_for_abort() {
+  base::MutexLock lock(mu_);
+  while (!aborted_) changed_.wait(mu_);
+  return aborted_status();
+}
+
 }  // namespace r1d::ops::cpu

@@ -45,8 +45,14 @@ class LocalGroup {
   // Returns when every rank has called it.
   [[nodiscard]] absl::Status barrier();
 
-  // Present and later collectives return kUnavailable. Final.
+  // Present and later collectives return kUnavailable, until rejoin().
   void abort();
+
+  // Makes the group as new, once every rank has called it; none may be in a collective any more.
+  void rejoin(int32_t rank);
+
+  // Returns kUnavailable when abort() has come: a rank whose part in a collective is lost.
+  [[nodiscard]] absl::Status wait_for_abort();
 
  private:
   // What one rank shows to the others in one round.
@@ -75,6 +81,7 @@ class LocalGroup {
   int32_t arrived_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t generation_ ABSL_GUARDED_BY(mu_) = 0;
   bool aborted_ ABSL_GUARDED_BY(mu_) = false;
+  int32_t rejoined_ ABSL_GUARDED_BY(mu_) = 0;
 };
 
 }  // namespace r1d::ops::cpu

@@ -112,6 +112,7 @@ AnswerContext GenerateCall::answer_context() const {
 
 void GenerateCall::on_start(int32_t /*index*/, TimePoint time) {
   const base::MutexLock lock(mu_);
+  ran_ = true;
   call_log_.on_start(time);
 }
 
@@ -195,10 +196,10 @@ void GenerateCall::end_early(const absl::Status& why) {
   advance();
 }
 
-void GenerateCall::end_unless_complete(const absl::Status& why) {
+void GenerateCall::end_unless_complete(const absl::Status& why, Calls which) {
   {
     const base::MutexLock lock(mu_);
-    if (buffer_.complete()) return;
+    if (buffer_.complete() || (which == Calls::kRunning && !ran_)) return;
   }
   end_early(why);
 }

@@ -84,8 +84,9 @@ class GenerateCall : public scheduler::OutputSink,
   // Submits what `make_request` makes; its deadline is set here.
   void start(const MakeRequest& make_request);
 
-  // Ends the call with `why`, unless all of its answer is there to be read.
-  void end_unless_complete(const absl::Status& why);
+  // Ends the call with `why`, if it is one of `which` and not all of its answer is there to be
+  // read.
+  void end_unless_complete(const absl::Status& why, Calls which);
 
   void on_start(int32_t index, TimePoint time) final;
   void on_token(scheduler::TokenEvent event) final;
@@ -156,6 +157,7 @@ class GenerateCall : public scheduler::OutputSink,
   RequestId reader_id_ = 0;
   bool started_ ABSL_GUARDED_BY(mu_) = false;
   bool queued_ ABSL_GUARDED_BY(mu_) = false;  // at the dispatcher
+  bool ran_ ABSL_GUARDED_BY(mu_) = false;     // a sequence has been in a step
   std::optional<absl::Status> early_end_ ABSL_GUARDED_BY(mu_);
   std::optional<absl::Status> settled_ ABSL_GUARDED_BY(mu_);  // the status was taken
   CallLog call_log_ ABSL_GUARDED_BY(mu_);

@@ -363,9 +363,9 @@ class GrpcServerImpl final : public GrpcServer {
     health->SetServingStatus(kServiceName, serving);
   }
 
-  void end_calls(const absl::Status& why) override {
+  void end_calls(const absl::Status& why, Calls which) override {
     for (const std::shared_ptr<GenerateCall>& call : environment_.open_calls.all()) {
-      call->end_unless_complete(why);
+      call->end_unless_complete(why, which);
     }
   }
 
