@@ -2,10 +2,12 @@
 // What the HTTP/2 guard costs: one gRPC server with two doors, direct and through the guard, used
 // in turns.
 //
-//   r1d_guard_bench [ROUNDS]
+//   r1d_guard_bench [ROUNDS] [unary|small|large]
 //
 // Unary: round trips one after another, p50 and p99. Small: streams of messages the size of a
-// token's. Large: streams of 64 KiB messages. Each figure is the median over the rounds.
+// token's. Large: streams of 64 KiB messages. Each figure is the median over the rounds, each ratio
+// the median of the rounds' ratios. Processor time and context switches are of the whole process:
+// client, guard and server.
 #include <algorithm>
 #include <array>
 #include <chrono>
@@ -15,6 +17,8 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
+#include <sys/resource.h>
 #include <thread>
 #include <vector>
 
@@ -69,22 +73,40 @@ std::unique_ptr<v1::InferenceService::Stub> stub_at(int port) {
       "127.0.0.1:" + std::to_string(port), grpc::InsecureChannelCredentials(), arguments));
 }
 
-double process_seconds() {
-  return static_cast<double>(std::clock()) / CLOCKS_PER_SEC;
-}
+// What the process has used.
+struct Usage {
+  double cpu_us = 0;
+  double switches = 0;  // of threads that went to sleep
 
-// Microseconds of each round trip.
-std::vector<double> round_trips(v1::InferenceService::Stub& stub, int count) {
+  static Usage now() {
+    rusage usage{};
+    getrusage(RUSAGE_SELF, &usage);
+    return {static_cast<double>(std::clock()) / CLOCKS_PER_SEC * 1e6,
+            static_cast<double>(usage.ru_nvcsw)};
+  }
+};
+
+// Figures of one phase through one door.
+using Figures = std::vector<double>;
+
+// p50 and p99 in microseconds, and what a round trip uses.
+Figures round_trips(v1::InferenceService::Stub& stub) {
+  constexpr size_t kCount = 2000;
   std::vector<double> times;
-  for (int i = 0; i < count; ++i) {
+  const Usage before = Usage::now();
+  for (size_t i = 0; i < kCount; ++i) {
     grpc::ClientContext context;
     v1::GetServerInfoResponse response;
     const auto start = SteadyTime::now();
     if (!stub.GetServerInfo(&context, {}, &response).ok()) std::abort();
     times.push_back(std::chrono::duration<double, std::micro>(SteadyTime::now() - start).count());
   }
+  const Usage after = Usage::now();
   std::sort(times.begin(), times.end());
-  return times;
+  return {times[kCount / 2],
+          times[kCount * 99 / 100],
+          (after.cpu_us - before.cpu_us) / kCount,
+          (after.switches - before.switches) / kCount};
 }
 
 void read_stream(v1::InferenceService::Stub& stub, int num_messages, int bytes) {
@@ -99,22 +121,20 @@ void read_stream(v1::InferenceService::Stub& stub, int num_messages, int bytes) 
   if (!reader->Finish().ok() || count != num_messages) std::abort();
 }
 
-struct StreamRate {
-  double per_second = 0;
-  double cpu_us = 0;  // of the whole process, client and server, a message
-};
-
-StreamRate stream_rate(v1::InferenceService::Stub& stub, int streams, int messages, int bytes) {
+// Messages a second, and what each uses.
+Figures stream_rate(v1::InferenceService::Stub& stub, int streams, int messages, int bytes) {
   const auto start = SteadyTime::now();
-  const double cpu = process_seconds();
+  const Usage before = Usage::now();
   std::vector<std::thread> readers;
   for (int i = 0; i < streams; ++i) {
     readers.emplace_back([&] { read_stream(stub, messages, bytes); });
   }
   for (std::thread& reader : readers) reader.join();
   const double total = static_cast<double>(streams) * messages;
+  const Usage after = Usage::now();
   return {total / std::chrono::duration<double>(SteadyTime::now() - start).count(),
-          (process_seconds() - cpu) / total * 1e6};
+          (after.cpu_us - before.cpu_us) / total,
+          (after.switches - before.switches) / total};
 }
 
 double median(std::vector<double> values) {
@@ -122,26 +142,48 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-constexpr std::array kRows{"unary p50, us",
-                           "unary p99, us",
-                           "small messages a second",
-                           "small messages, CPU us each",
-                           "64 KiB messages a second",
-                           "64 KiB messages, CPU us each"};
+struct Phase {
+  std::string_view name;
+  std::vector<const char*> rows;
+  std::function<Figures(v1::InferenceService::Stub&)> measure;
+};
 
-std::array<double, kRows.size()> measure(v1::InferenceService::Stub& stub) {
-  const std::vector<double> trips = round_trips(stub, 2000);
-  const StreamRate small = stream_rate(stub, 16, 2000, 12);
-  const StreamRate large = stream_rate(stub, 2, 500, 64 << 10);
-  return {trips[trips.size() / 2],
-          trips[trips.size() * 99 / 100],
-          small.per_second,
-          small.cpu_us,
-          large.per_second,
-          large.cpu_us};
+std::vector<Phase> phases() {
+  return {{"unary", {"p50, us", "p99, us", "CPU us each", "switches each"}, round_trips},
+          {"small",
+           {"messages a second", "CPU us each", "switches each"},
+           [](auto& stub) { return stream_rate(stub, 16, 2000, 12); }},
+          {"large", {"64 KiB messages a second", "CPU us each", "switches each"}, [](auto& stub) {
+             return stream_rate(stub, 2, 500, 64 << 10);
+           }}};
 }
 
-int run(int num_rounds) {
+using Stubs = std::array<std::unique_ptr<v1::InferenceService::Stub>, 2>;
+
+// Both doors in every round, so that a neighbour on the machine meets both.
+void compare(const Phase& phase, const Stubs& stubs, int num_rounds) {
+  std::vector<std::array<std::vector<double>, 3>> rows(phase.rows.size());
+  for (int round = -1; round < num_rounds; ++round) {
+    const Figures direct = phase.measure(*stubs[0]);
+    const Figures guarded = phase.measure(*stubs[1]);
+    if (round < 0) continue;  // warms both up
+    for (size_t row = 0; row < rows.size(); ++row) {
+      rows[row][0].push_back(direct[row]);
+      rows[row][1].push_back(guarded[row]);
+      rows[row][2].push_back(guarded[row] / direct[row]);
+    }
+  }
+  for (size_t row = 0; row < rows.size(); ++row) {
+    std::printf("%-6s %-26s %12.1f %12.1f %8.2f\n",
+                std::string(phase.name).c_str(),
+                phase.rows[row],
+                median(rows[row][0]),
+                median(rows[row][1]),
+                median(rows[row][2]));
+  }
+}
+
+int run(int num_rounds, std::string_view only) {
   telemetry::Registry registry;
   telemetry::TransportMetrics metrics(registry);
   GuardOptions options;
@@ -163,22 +205,10 @@ int run(int num_rounds) {
     acceptor->HandleNewConnection(&connection);
   });
 
-  const std::array stubs{stub_at(direct_port), stub_at((*guard)->port())};
-  std::array<std::array<std::vector<double>, kRows.size()>, 2> results;
-  for (int round = -1; round < num_rounds; ++round) {
-    for (size_t door = 0; door < stubs.size(); ++door) {
-      const auto figures = measure(*stubs[door]);
-      if (round < 0) continue;  // warms both up
-      for (size_t row = 0; row < figures.size(); ++row) {
-        results[door][row].push_back(figures[row]);
-      }
-    }
-  }
-  std::printf("%-30s %12s %12s %8s\n", "median of rounds", "direct", "guard", "ratio");
-  for (size_t row = 0; row < kRows.size(); ++row) {
-    const double direct = median(results[0][row]);
-    const double guarded = median(results[1][row]);
-    std::printf("%-30s %12.1f %12.1f %8.2f\n", kRows[row], direct, guarded, guarded / direct);
+  const Stubs stubs{stub_at(direct_port), stub_at((*guard)->port())};
+  std::printf("%-33s %12s %12s %8s\n", "median of rounds", "direct", "guard", "ratio");
+  for (const Phase& phase : phases()) {
+    if (only.empty() || only == phase.name) compare(phase, stubs, num_rounds);
   }
   (*guard)->stop_accepting();
   server->Shutdown(std::chrono::system_clock::now());
@@ -189,5 +219,5 @@ int run(int num_rounds) {
 }  // namespace r1d::transport
 
 int main(int argc, char** argv) {
-  return r1d::transport::run(argc > 1 ? std::atoi(argv[1]) : 7);
+  return r1d::transport::run(argc > 1 ? std::atoi(argv[1]) : 7, argc > 2 ? argv[2] : "");
 }

@@ -2,7 +2,7 @@
 // Time of the CPU GEMM at DeepSeek's shapes beside two yardsticks of the same run, taken in turn
 // with it: the bandwidth at which as many threads just read memory (a product of few tokens cannot
 // be faster than reading its weights) and oneDNN's f32 and bf16 products, where the build found it.
-//   OMP_NUM_THREADS=N r1d_ops_bench [max_threads] [wall|cpu] [filter]
+//   OMP_NUM_THREADS=N r1d_ops_bench [max_threads] [wall|cpu] [filter] [tokens]
 // `cpu` divides the process's CPU time by the threads instead of reading the clock, for a machine
 // that others use too; what idle threads wait for is then not seen.
 #include <algorithm>
@@ -57,6 +57,7 @@ struct Options {
   int32_t threads = 1;
   bool cpu_time = false;
   std::string filter;
+  int64_t tokens = 0;  // 0: several
 };
 
 // Best seconds of each of several bodies, run in turn until the time for a case is spent.
@@ -224,13 +225,14 @@ int run(const Options& options, bool bf16_dot, const HostMemory& memory) {
   for (const Shape& shape : kShapes) {
     if (std::string(shape.name).find(options.filter) == std::string::npos) continue;
     for (const int64_t tokens : {int64_t{1}, int64_t{4}, int64_t{16}, int64_t{64}, kMaxTokens}) {
+      if (options.tokens != 0 && tokens != options.tokens) continue;
       Bench{options, memory, x, y, parallel, gemm}.shape(shape, tokens);
     }
   }
   return 0;
 }
 
-int run_all(int32_t max_threads, bool cpu_time, const std::string& filter) {
+int run_all(Options options, int32_t max_threads) {
   auto memory = HostMemory::allocate(static_cast<size_t>(kColdBytes), "weights");
   if (!memory.ok()) {
     std::fprintf(stderr, "cannot take %ld bytes\n", static_cast<long>(kColdBytes));
@@ -239,8 +241,8 @@ int run_all(int32_t max_threads, bool cpu_time, const std::string& filter) {
   fill(*memory);
   for (const bool bf16_dot : {false, true}) {
     if (bf16_dot && !has_bf16_dot()) continue;
-    for (int32_t threads = 1; threads <= max_threads; threads *= 2) {
-      if (run({threads, cpu_time, filter}, bf16_dot, *memory) != 0) return 1;
+    for (options.threads = 1; options.threads <= max_threads; options.threads *= 2) {
+      if (run(options, bf16_dot, *memory) != 0) return 1;
     }
   }
   return 0;
@@ -252,6 +254,9 @@ int run_all(int32_t max_threads, bool cpu_time, const std::string& filter) {
 int main(int argc, char** argv) {
   const auto cores = static_cast<int32_t>(std::max(1U, std::thread::hardware_concurrency()));
   const int32_t threads = argc > 1 ? std::atoi(argv[1]) : cores;
-  const bool cpu_time = argc > 2 && std::strcmp(argv[2], "cpu") == 0;
-  return r1d::ops::cpu::run_all(std::max(threads, 1), cpu_time, argc > 3 ? argv[3] : "");
+  const r1d::ops::cpu::Options options{.threads = 1,
+                                       .cpu_time = argc > 2 && std::strcmp(argv[2], "cpu") == 0,
+                                       .filter = argc > 3 ? argv[3] : "",
+                                       .tokens = argc > 4 ? std::atoi(argv[4]) : 0};
+  return r1d::ops::cpu::run_all(options, std::max(threads, 1));
 }

@@ -26,26 +26,6 @@ Given given(const Loaded& loaded, std::string_view name) {
   return {key->name, quote(get_value(*key, loaded.config)), origin_of(loaded, *key)};
 }
 
-// `f.yaml:3: a: expected more than b, found "1"; b is "2" (default)`. The line is that of the first
-// key which somebody gave.
-absl::Status clash(const Loaded& loaded,
-                   std::string_view name,
-                   std::string_view other_name,
-                   std::string_view expected) {
-  const Given key = given(loaded, name);
-  const Given other = given(loaded, other_name);
-  const std::string& place = key.is_default() ? other.origin : key.origin;
-  return invalid_argument("{}: {}: expected {}, found {}{}; {} is {} ({})",
-                          place,
-                          key.name,
-                          expected,
-                          key.value,
-                          key.is_default() ? " (default)" : "",
-                          other.name,
-                          other.value,
-                          other.origin);
-}
-
 bool takes_all(const std::string& host) {
   return host == "0.0.0.0" || host == "::";
 }
@@ -57,59 +37,98 @@ bool same_listener(const std::string& a, const std::string& b) {
          (first->host == second->host || takes_all(first->host) || takes_all(second->host));
 }
 
-absl::Status check_scheduler(const Loaded& loaded) {
-  const SchedulerSettings& scheduler = loaded.config.scheduler;
-  if (scheduler.max_num_batched_tokens < scheduler.max_batch_size) {
-    return clash(loaded,
-                 "scheduler.max_num_batched_tokens",
-                 "scheduler.max_batch_size",
-                 "at least scheduler.max_batch_size, so that every running sequence can decode in "
-                 "each step");
-  }
-  if (scheduler.max_model_len == 1) {
-    return invalid_argument(
-        "{}: scheduler.max_model_len: expected 0 or at least 2 (one prompt and one output token), "
-        "found \"1\"",
-        given(loaded, "scheduler.max_model_len").origin);
-  }
-  return absl::OkStatus();
-}
+class Checks {
+ public:
+  Checks(const Loaded& loaded, Problems& problems)
+      : loaded_(loaded), config_(loaded.config), problems_(problems) {}
 
-absl::Status check_engine(const Loaded& loaded) {
-  const EngineSettings& engine = loaded.config.engine;
-  if (engine.num_threads != 0 && engine.num_threads < engine.world_size) {
-    return clash(loaded,
-                 "engine.num_threads",
-                 "engine.world_size",
-                 "0 or at least engine.world_size, a thread for every rank");
+  void all() {
+    model();
+    engine();
+    scheduler();
+    server();
   }
-  if (engine.device == "cuda" && engine.kv_cache_dtype == "f32") {
-    return clash(loaded,
-                 "engine.kv_cache_dtype",
-                 "engine.device",
-                 "auto or bf16, the only formats of a GPU's cache");
-  }
-  return absl::OkStatus();
-}
 
-absl::Status check_model(const Loaded& loaded) {
-  const ModelSettings& model = loaded.config.model;
-  if (model.load_format != "dummy") return absl::OkStatus();
-  if (model.config_file.empty()) {
-    return clash(loaded,
-                 "model.config_file",
-                 "model.load_format",
-                 "the config.json that dummy weights are made for (--model-config FILE)");
+ private:
+  // `f.yaml:3: a: expected more than b, found "1"; b is "2" (default)`. The line is that of the
+  // first key which somebody gave.
+  void clash(std::string_view name, std::string_view other_name, std::string_view expected) {
+    if (is_doubtful(name) || is_doubtful(other_name)) return;
+    const Given key = given(loaded_, name);
+    const Given other = given(loaded_, other_name);
+    const std::string& place = key.is_default() ? other.origin : key.origin;
+    problems_.add({fmt::format("{}: {}: expected {}, found {}{}; {} is {} ({})",
+                               place,
+                               key.name,
+                               expected,
+                               key.value,
+                               key.is_default() ? " (default)" : "",
+                               other.name,
+                               other.value,
+                               other.origin)});
   }
-  const bool has_tokenizer = !model.path.empty() || !model.tokenizer.empty();
-  if (!has_tokenizer && !loaded.config.chat.template_file.empty()) {
-    return clash(loaded,
-                 "model.tokenizer",
-                 "chat.template_file",
-                 "a tokenizer, without which no chat can be rendered");
+  [[nodiscard]] bool is_doubtful(std::string_view name) const {
+    return problems_.is_doubtful(*find_key(name));
   }
-  return absl::OkStatus();
-}
+
+  void model() {
+    const ModelSettings& model = config_.model;
+    if (model.load_format != "dummy") return;
+    if (model.config_file.empty()) {
+      clash("model.config_file",
+            "model.load_format",
+            "the config.json that dummy weights are made for (--model-config FILE)");
+    }
+    const bool has_tokenizer = !model.path.empty() || !model.tokenizer.empty();
+    if (!has_tokenizer && !config_.chat.template_file.empty()) {
+      clash("model.tokenizer",
+            "chat.template_file",
+            "a tokenizer, without which no chat can be rendered");
+    }
+  }
+
+  void engine() {
+    const EngineSettings& engine = config_.engine;
+    if (engine.num_threads != 0 && engine.num_threads < engine.world_size) {
+      clash("engine.num_threads",
+            "engine.world_size",
+            "0 or at least engine.world_size, a thread for every rank");
+    }
+    if (engine.device == "cuda" && engine.kv_cache_dtype == "f32") {
+      clash("engine.kv_cache_dtype",
+            "engine.device",
+            "auto or bf16, the only formats of a GPU's cache");
+    }
+  }
+
+  void scheduler() {
+    const SchedulerSettings& scheduler = config_.scheduler;
+    if (scheduler.max_num_batched_tokens < scheduler.max_batch_size) {
+      clash("scheduler.max_num_batched_tokens",
+            "scheduler.max_batch_size",
+            "at least scheduler.max_batch_size, so that every running sequence can decode in each "
+            "step");
+    }
+    if (scheduler.max_model_len == 1) {
+      problems_.add(
+          {fmt::format("{}: scheduler.max_model_len: expected 0 or at least 2 (one "
+                       "prompt and one output token), found \"1\"",
+                       given(loaded_, "scheduler.max_model_len").origin)});
+    }
+  }
+
+  void server() {
+    const ServerSettings& server = config_.server;
+    if (!same_listener(server.grpc_address, server.management_address)) return;
+    clash("server.management_address",
+          "server.grpc_address",
+          "another address than server.grpc_address");
+  }
+
+  const Loaded& loaded_;
+  const Config& config_;
+  Problems& problems_;
+};
 
 }  // namespace
 
@@ -121,18 +140,8 @@ const std::string& origin_of(const Loaded& loaded, const Key& key) {
   return loaded.origins.at(index_of(key));
 }
 
-absl::Status check_together(const Loaded& loaded) {
-  R1D_RETURN_IF_ERROR(check_model(loaded));
-  R1D_RETURN_IF_ERROR(check_engine(loaded));
-  R1D_RETURN_IF_ERROR(check_scheduler(loaded));
-  const ServerSettings& server = loaded.config.server;
-  if (same_listener(server.grpc_address, server.management_address)) {
-    return clash(loaded,
-                 "server.management_address",
-                 "server.grpc_address",
-                 "another address than server.grpc_address");
-  }
-  return absl::OkStatus();
+void check_together(const Loaded& loaded, Problems& problems) {
+  Checks(loaded, problems).all();
 }
 
 absl::Status require_model(const Config& config) {

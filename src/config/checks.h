@@ -4,10 +4,9 @@
 
 #include <string>
 
-#include <absl/status/status.h>
-
 #include "r1d/config/config.h"
 
+#include "config/problems.h"
 #include "config/schema.h"
 
 namespace r1d::config {
@@ -16,7 +15,8 @@ namespace r1d::config {
 [[nodiscard]] std::string& origin_of(Loaded& loaded, const Key& key);
 [[nodiscard]] const std::string& origin_of(const Loaded& loaded, const Key& key);
 
-// Values that do not go together: the error names both keys and where each value came from.
-[[nodiscard]] absl::Status check_together(const Loaded& loaded);
+// Values that do not go together: each problem names both keys and where each value came from.
+// Nothing is said where one of the keys is in doubt.
+void check_together(const Loaded& loaded, Problems& problems);
 
 }  // namespace r1d::config

@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "r1d/config/config.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
 #include <map>
 #include <string_view>
+#include <utility>
 
 #include "r1d/base/status.h"
 
 #include "config/checks.h"
+#include "config/problems.h"
 #include "config/schema.h"
 #include "config/suggest.h"
 #include "config/values.h"
@@ -66,14 +69,32 @@ class Layer {
   std::map<const Key*, std::string_view> names_;  // under which each key came first
 };
 
-absl::Status apply_yaml(const std::string& text, const std::string& origin, Loaded& loaded) {
-  R1D_ASSIGN_OR_RETURN(const std::vector<YamlEntry> entries, read_yaml(text, origin));
-  Layer layer(loaded);
-  for (const YamlEntry& entry : entries) {
-    R1D_RETURN_IF_ERROR(
-        layer.set(*entry.key, entry.name, entry.value, fmt::format("{}:{}", origin, entry.line)));
+struct Outcome {
+  Loaded loaded{.config = {}, .origins = std::vector<std::string>(schema().size(), kDefaultOrigin)};
+  Problems problems;
+
+  void note(const absl::Status& status, const Key& key, int line = 0) {
+    if (!status.ok()) problems.add({message_of(status), std::string(key.name), line});
   }
-  return absl::OkStatus();
+};
+
+void apply_yaml(const std::string& text, const std::string& origin, Outcome& outcome) {
+  YamlFile file = read_yaml(text, origin);
+  for (Problem& problem : file.problems) outcome.problems.add(std::move(problem));
+  if (!file.complete) outcome.problems.doubt_all();
+  Layer layer(outcome.loaded);
+  for (const YamlEntry& entry : file.entries) {
+    const std::string place = fmt::format("{}:{}", origin, entry.line);
+    outcome.note(layer.set(*entry.key, entry.name, entry.value, place), *entry.key, entry.line);
+  }
+  outcome.problems.sort_by_line();
+}
+
+void apply_file(const std::string& path, Outcome& outcome) {
+  const absl::StatusOr<std::string> text = read_file(path);
+  if (text.ok()) return apply_yaml(*text, path, outcome);
+  outcome.problems.add({message_of(text.status())});
+  outcome.problems.doubt_all();
 }
 
 struct Variable {
@@ -113,57 +134,64 @@ bool seems_ours(std::string_view name) {
   return name.find("__") != std::string_view::npos || lacks_an_underscore(name);
 }
 
-absl::Status apply_environment(const std::vector<std::string>& environment, Loaded& loaded) {
-  Layer layer(loaded);
+void apply_environment(const std::vector<std::string>& environment, Outcome& outcome) {
+  Layer layer(outcome.loaded);
   for (const std::string& entry : environment) {
     const size_t equals = entry.find('=');
     if (equals == std::string::npos) continue;
     const std::string_view text(entry);
     const Variable variable{text.substr(0, equals), text.substr(equals + 1)};
     if (const Key* key = find_by_variable(variable); key != nullptr) {
-      R1D_RETURN_IF_ERROR(layer.set(
-          *key, variable.name, variable.value, fmt::format("environment {}", variable.name)));
+      const std::string place = fmt::format("environment {}", variable.name);
+      outcome.note(layer.set(*key, variable.name, variable.value, place), *key);
     } else if (seems_ours(variable.name)) {
-      return invalid_argument("{}", unknown_environment(variable.name));
+      const UnknownName unknown = unknown_environment(variable.name);
+      outcome.problems.add({unknown.message, unknown.meant});
     }
   }
-  return absl::OkStatus();
 }
 
-absl::Status apply_flags(const Overrides& flags, Loaded& loaded) {
-  Layer layer(loaded);
+void apply_flags(const Overrides& flags, Outcome& outcome) {
+  Layer layer(outcome.loaded);
   for (const auto& [name, value] : flags) {
     const Key* key = find_key(name);
-    if (key == nullptr) return invalid_argument("{}", unknown_name(name));
+    if (key == nullptr) {
+      const UnknownName unknown = unknown_name(name);
+      outcome.problems.add({unknown.message, unknown.meant});
+      continue;
+    }
     const std::string flag = name == key->name ? std::string(key->flag) : key->alias_flag();
-    R1D_RETURN_IF_ERROR(layer.set(*key, name, value, "flag " + flag));
+    outcome.note(layer.set(*key, name, value, "flag " + flag), *key);
   }
-  return absl::OkStatus();
 }
 
-Loaded defaults() {
-  return {.config = {}, .origins = std::vector<std::string>(schema().size(), kDefaultOrigin)};
+Outcome read(const Sources& sources) {
+  Outcome outcome;
+  if (!sources.file.empty()) apply_file(sources.file, outcome);
+  apply_environment(sources.environment, outcome);
+  apply_flags(sources.flags, outcome);
+  check_together(outcome.loaded, outcome.problems);
+  return outcome;
 }
 
 }  // namespace
 
 absl::StatusOr<Loaded> load(const Sources& sources) {
-  Loaded loaded = defaults();
-  if (!sources.file.empty()) {
-    R1D_ASSIGN_OR_RETURN(const std::string text, read_file(sources.file));
-    R1D_RETURN_IF_ERROR(apply_yaml(text, sources.file, loaded));
-  }
-  R1D_RETURN_IF_ERROR(apply_environment(sources.environment, loaded));
-  R1D_RETURN_IF_ERROR(apply_flags(sources.flags, loaded));
-  R1D_RETURN_IF_ERROR(check_together(loaded));
-  return loaded;
+  Outcome outcome = read(sources);
+  if (!outcome.problems.empty()) return invalid_argument("{}", outcome.problems.first());
+  return std::move(outcome.loaded);
+}
+
+std::vector<std::string> problems(const Sources& sources) {
+  return read(sources).problems.messages();
 }
 
 absl::StatusOr<Config> parse_yaml(const std::string& text, const std::string& origin) {
-  Loaded loaded = defaults();
-  R1D_RETURN_IF_ERROR(apply_yaml(text, origin, loaded));
-  R1D_RETURN_IF_ERROR(check_together(loaded));
-  return loaded.config;
+  Outcome outcome;
+  apply_yaml(text, origin, outcome);
+  check_together(outcome.loaded, outcome.problems);
+  if (!outcome.problems.empty()) return invalid_argument("{}", outcome.problems.first());
+  return outcome.loaded.config;
 }
 
 }  // namespace r1d::config

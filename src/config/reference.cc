@@ -50,11 +50,12 @@ Values: a *duration* is a number with `ms`, `s`, `m` or `h`; a plain number is m
 
 ## Check and show
 
-    r1d config check r1d.yaml     # "ok", or file, line, key and what was expected; exit status 0 or 1
+    r1d config check r1d.yaml     # "ok", or every error with file, line, key and what was expected; exit status 0 or 1
     r1d config show r1d.yaml --max-batch-size 8
 
 `check` judges what `r1d serve --config r1d.yaml` would: the file, the environment, flags behind it, and values that do
-not go together. It opens no model. `show` prints every value as YAML with the place it came from as a comment (`default`,
+not go together. It tells every error, one a line and in that order; those of the file by line. Where the text stops being YAML the
+rest is not judged, and nothing is said of values that an earlier error leaves in doubt. It opens no model. `show` prints every value as YAML with the place it came from as a comment (`default`,
 `r1d.yaml:7`, `environment R1D_LOG__LEVEL`, `flag --log-level`). `r1d serve --check-config` and `--print-config` do much
 the same, and want a model named. No key holds a secret, so nothing is masked.
 

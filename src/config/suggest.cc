@@ -53,7 +53,7 @@ size_t edit_distance(std::string_view a, std::string_view b) {
   return row.back();
 }
 
-std::string unknown_name(std::string_view name) {
+UnknownName unknown_name(std::string_view name) {
   const bool dotted = name.find('.') != std::string_view::npos;
   Nearest nearest(name);
   for (const Key& key : schema()) {
@@ -62,17 +62,22 @@ std::string unknown_name(std::string_view name) {
     if (key.alias.empty()) continue;
     nearest.offer(dotted ? key.alias : key.alias.substr(key.alias.find('.') + 1), key.alias);
   }
-  return fmt::format("unknown key {}; did you mean {}?", quote(name), nearest.best());
+  return {fmt::format("unknown key {}; did you mean {}?", quote(name), nearest.best()),
+          nearest.best()};
 }
 
-std::string unknown_environment(std::string_view name) {
+UnknownName unknown_environment(std::string_view name) {
   Nearest nearest(name);
   for (const Key& key : schema()) {
-    nearest.offer(key.environment(), key.environment());
-    if (!key.alias.empty()) nearest.offer(key.alias_environment(), key.alias_environment());
+    nearest.offer(key.environment(), key.name);
+    if (!key.alias.empty()) nearest.offer(key.alias_environment(), key.alias);
   }
-  return fmt::format(
-      "unknown environment variable {}; did you mean {}?", quote(name), nearest.best());
+  const Key* key = find_key(nearest.best());
+  const bool is_alias = key->name != nearest.best();
+  return {fmt::format("unknown environment variable {}; did you mean {}?",
+                      quote(name),
+                      is_alias ? key->alias_environment() : key->environment()),
+          nearest.best()};
 }
 
 std::string nearest(const std::string& text, const std::vector<std::string>& words) {

@@ -10,12 +10,16 @@ namespace r1d::config {
 // Letters to insert, delete or replace to turn one text into the other (Levenshtein).
 [[nodiscard]] size_t edit_distance(std::string_view a, std::string_view b);
 
-// For a name that is no section and no key: `unknown key "engine.wrold_size"; did you mean
-// engine.world_size?` A name without a dot is compared with sections and with the last parts of
-// keys.
-[[nodiscard]] std::string unknown_name(std::string_view name);
+struct UnknownName {
+  std::string message;  // `unknown key "engine.wrold_size"; did you mean engine.world_size?`
+  std::string meant;    // the key, alias or section that is spelled most like it
+};
 
-// The same for the name of an environment variable.
-[[nodiscard]] std::string unknown_environment(std::string_view name);
+// For a name that is no section and no key. One without a dot is compared with sections and with
+// the last parts of keys.
+[[nodiscard]] UnknownName unknown_name(std::string_view name);
+
+// The same for the name of an environment variable; `meant` is a key.
+[[nodiscard]] UnknownName unknown_environment(std::string_view name);
 
 }  // namespace r1d::config

@@ -5,8 +5,7 @@
 #include <string>
 #include <vector>
 
-#include <absl/status/statusor.h>
-
+#include "config/problems.h"
 #include "config/schema.h"
 
 namespace r1d::config {
@@ -21,12 +20,18 @@ struct YamlEntry {
   int line = 0;
 };
 
-// Reads sections of keys with plain values, the only form a configuration has, and refuses all
+struct YamlFile {
+  std::vector<YamlEntry> entries;  // one a name at most, so as few as the schema has
+  std::vector<Problem> problems;   // kMaxProblems at most, and one that says so
+  bool complete = true;            // the parser came to the end
+};
+
+// Reads sections of keys with plain values, the only form a configuration has, and objects to all
 // else: unknown names, lists, deeper levels, anchors and aliases, a second document, a name given
-// twice (a key beside its alias is the caller's to judge). Errors begin with "origin:line". Values
-// are not judged here. Cost: the parser's events are taken as they come and no tree is built, so
-// memory stays in proportion to the text, which may be kMaxYamlBytes long.
-[[nodiscard]] absl::StatusOr<std::vector<YamlEntry>> read_yaml(const std::string& text,
-                                                               const std::string& origin);
+// twice (a key beside its alias is the caller's to judge). What is objected to is left out, and the
+// rest is read as if it were not there. Problems begin with "origin:line". Values are not judged
+// here. Cost: the parser's events are taken as they come and no tree is built, so memory stays in
+// proportion to the text, which may be kMaxYamlBytes long.
+[[nodiscard]] YamlFile read_yaml(const std::string& text, const std::string& origin);
 
 }  // namespace r1d::config

@@ -8,6 +8,7 @@
 #include <optional>
 #include <sstream>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <system_error>
 #include <unistd.h>
 
@@ -21,8 +22,9 @@ std::string read_text(const char* path) {
   return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
 }
 
-// Seconds since the epoch at which the machine started: the "btime" line of /proc/stat.
-std::optional<double> boot_time_seconds() {
+// Seconds since the epoch at which the machine started: the "btime" line of /proc/stat. That file
+// tells of every processor and interrupt there is, and the kernel takes its time to write it.
+std::optional<double> read_boot_time() {
   std::istringstream lines(read_text("/proc/stat"));
   for (std::string line; std::getline(lines, line);) {
     double seconds = 0;
@@ -32,10 +34,20 @@ std::optional<double> boot_time_seconds() {
   return std::nullopt;
 }
 
+std::optional<double> boot_time_seconds() {
+  static const std::optional<double> seconds = read_boot_time();
+  return seconds;
+}
+
+// From Linux 6.2 on the directory's size is the number; before it is 0.
 std::optional<double> num_open_fds() {
+  constexpr const char* kDirectory = "/proc/self/fd";
+  if (struct stat info{}; ::stat(kDirectory, &info) == 0 && info.st_size > 0) {
+    return static_cast<double>(info.st_size);
+  }
   std::error_code error;
   double count = 0;
-  std::filesystem::directory_iterator it("/proc/self/fd", error);
+  std::filesystem::directory_iterator it(kDirectory, error);
   for (; !error && it != std::filesystem::directory_iterator(); it.increment(error)) ++count;
   if (error) return std::nullopt;
   return count - 1;  // the one that reads the directory

@@ -4,11 +4,10 @@
 #include <algorithm>
 #include <iterator>
 
-#include <prometheus/text_serializer.h>
-
 #include "r1d/base/fault.h"
 
 #include "telemetry/process_metrics.h"
+#include "telemetry/text_format.h"
 
 namespace r1d::telemetry {
 namespace {
@@ -49,7 +48,7 @@ void Registry::add_dialects(const ModelLabels& model) {
 
 std::string Registry::render() const {
   base::hit_fault(base::FaultPoint::kRender);
-  return prometheus::TextSerializer().Serialize(impl_->collect());
+  return text_format(impl_->collect());
 }
 
 }  // namespace r1d::telemetry

@@ -16,6 +16,7 @@ namespace r1d::config {
 namespace {
 
 using testing::HasSubstr;
+using testing::StartsWith;
 
 // A file that goes with the test.
 class TempFile {
@@ -287,6 +288,62 @@ TEST(ConfigTest, NamesTheNearestOfUnknownKeys) {
   EXPECT_EQ(load_error({"R1D_ENGINE__WORD_SIZE=1"}, {}),
             "unknown environment variable \"R1D_ENGINE__WORD_SIZE\"; did you mean "
             "R1D_ENGINE__WORLD_SIZE?");
+}
+
+TEST(ConfigTest, TellsEveryProblemInItsOrder) {
+  const TempFile file(
+      "log:\n"
+      "  level: loud\n"
+      "engin:\n"
+      "  world_size: 3\n"
+      "scheduler:\n"
+      "  max_batch_sise: 4\n"
+      "  block_size: [16]\n"
+      "  batch_timeout: soon\n"
+      "server:\n"
+      "  grpc_address: 0.0.0.0:8081\n");
+  const auto found = problems({.file = file.path(),
+                               .environment = {"R1D_CHAT__TEMPLATE=x", "R1D_MODEL__DUMMY_SEED=-"},
+                               .flags = {{"engine.num_threads", "many"}}});
+  const std::string& name = file.path();
+  EXPECT_THAT(found,
+              testing::ElementsAre(
+                  StartsWith(name + ":2: log.level: expected one of trace, "),
+                  name + ":3: unknown key \"engin\"; did you mean engine?",
+                  name + ":6: unknown key \"scheduler.max_batch_sise\"; did you mean "
+                         "scheduler.max_batch_size?",
+                  name + ":7: scheduler.block_size: expected a plain value, found a list",
+                  StartsWith(name + ":8: scheduler.batch_timeout: expected a duration "),
+                  "unknown environment variable \"R1D_CHAT__TEMPLATE\"; did you mean "
+                  "R1D_CHAT__TEMPLATE_FILE?",
+                  StartsWith("environment R1D_MODEL__DUMMY_SEED: model.dummy_seed: expected "),
+                  "flag --num-threads: engine.num_threads: expected a whole number, found \"many\"",
+                  StartsWith(name + ":10: server.management_address: expected another address ")))
+      << testing::PrintToString(found);
+  EXPECT_EQ(message_of(load({.file = file.path()}).status()), found.front());
+}
+
+TEST(ConfigTest, TellsNoProblemOfAGoodConfiguration) {
+  EXPECT_THAT(problems({.flags = {{"engine.world_size", "2"}}}), testing::IsEmpty());
+}
+
+TEST(ConfigTest, ConcludesNothingFromAValueInDoubt) {
+  // Each leaves max_batch_size at 64, which does not go with 8 tokens a step; none means it so.
+  for (const char* text : {"  max_batch_sise: 4\n",
+                           "  max_batch_size: four\n",
+                           "  max_batch_size: [4]\n",
+                           "  max_batch_size:\n",
+                           "  max_batch_size: \"4\n"}) {
+    const TempFile file(std::string("scheduler:\n  max_num_batched_tokens: 8\n") + text);
+    EXPECT_THAT(problems({.file = file.path()}),
+                testing::ElementsAre(StartsWith(file.path() + ":")))
+        << text;
+  }
+  const TempFile unread("scheduler:\n  max_num_batched_tokens: 8\n");
+  EXPECT_THAT(problems({.file = unread.path(), .environment = {"R1D_SCHEDULER__MAX_BATCH_SISE=4"}}),
+              testing::ElementsAre(HasSubstr("unknown environment variable")));
+  EXPECT_THAT(problems({.file = "/nonexistent/r1d.yaml"}),
+              testing::ElementsAre(HasSubstr("cannot read the configuration")));
 }
 
 TEST(ConfigTest, RefusesAVariableThatLacksAnUnderscore) {

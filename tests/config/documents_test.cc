@@ -46,10 +46,10 @@ TEST(DocumentsTest, ExampleHoldsTheDefaults) {
 }
 
 TEST(DocumentsTest, ExampleNamesEveryKeyInOrder) {
-  const auto entries = read_yaml(read_file(kExample), "configs/r1d.yaml");
-  ASSERT_TRUE(entries.ok()) << entries.status();
-  ASSERT_EQ(entries->size(), schema().size());
-  for (size_t i = 0; i < entries->size(); ++i) EXPECT_EQ((*entries)[i].key, &schema()[i]);
+  const YamlFile file = read_yaml(read_file(kExample), "configs/r1d.yaml");
+  ASSERT_TRUE(file.problems.empty()) << file.problems.front().message;
+  ASSERT_EQ(file.entries.size(), schema().size());
+  for (size_t i = 0; i < schema().size(); ++i) EXPECT_EQ(file.entries[i].key, &schema()[i]);
 }
 
 TEST(DocumentsTest, ExampleSaysOfEveryKeyWhatItMayBe) {

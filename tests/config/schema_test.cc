@@ -115,14 +115,14 @@ TEST(SuggestTest, FindsTheNearestWordWhereOneIsNear) {
 }
 
 TEST(SuggestTest, FindsTheNearestName) {
-  EXPECT_EQ(unknown_name("engine.wrold_size"),
+  EXPECT_EQ(unknown_name("engine.wrold_size").message,
             "unknown key \"engine.wrold_size\"; did you mean engine.world_size?");
-  EXPECT_EQ(unknown_name("sheduler"), "unknown key \"sheduler\"; did you mean scheduler?");
-  EXPECT_EQ(unknown_name("worldsize"),
+  EXPECT_EQ(unknown_name("sheduler").message, "unknown key \"sheduler\"; did you mean scheduler?");
+  EXPECT_EQ(unknown_name("worldsize").message,
             "unknown key \"worldsize\"; did you mean engine.world_size?");
-  EXPECT_EQ(unknown_name("max_token"),
+  EXPECT_EQ(unknown_name("max_token").message,
             "unknown key \"max_token\"; did you mean scheduler.max_tokens?");
-  EXPECT_EQ(unknown_environment("R1D_ENGINE__WORLDSIZE"),
+  EXPECT_EQ(unknown_environment("R1D_ENGINE__WORLDSIZE").message,
             "unknown environment variable \"R1D_ENGINE__WORLDSIZE\"; did you mean "
             "R1D_ENGINE__WORLD_SIZE?");
 }

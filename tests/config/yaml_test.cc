@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a configuration file may and may not hold.
+#include <string>
+#include <vector>
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "r1d/base/status.h"
 #include "r1d/config/config.h"
+
+#include "config/yaml_reader.h"
 
 namespace r1d::config {
 namespace {
@@ -82,6 +87,70 @@ TEST(YamlTest, SaysWhereItIsNotYaml) {
   EXPECT_THAT(refusal("engine:\n  world_size: \"1\n"), HasSubstr("f.yaml:"));
   EXPECT_THAT(refusal("engine: {world_size: 1\n"), HasSubstr("not YAML"));
   EXPECT_THAT(refusal("engine:\n  world_size: 1\n log: @\n"), HasSubstr("f.yaml:3: not YAML"));
+}
+
+std::vector<std::string> problems_of(const std::string& yaml) {
+  std::vector<std::string> messages;
+  for (const Problem& problem : read_yaml(yaml, "f").problems) messages.push_back(problem.message);
+  return messages;
+}
+
+TEST(YamlTest, GoesOnBehindEachProblem) {
+  EXPECT_THAT(problems_of("log: &a\n"
+                          "  level: *a\n"
+                          "  format: {a: [1, {b: 2}], c: 3}\n"
+                          "  requests:\n"
+                          "  ? [x, y]\n"
+                          "  : 1\n"
+                          "engine: 3\n"
+                          "colour: {red: [1]}\n"
+                          "log:\n"
+                          "  level: info\n"
+                          "  shade: dark\n"
+                          "server: [a]\n"
+                          "chat:\n"
+                          "  match_control_token: true\n"),
+              testing::ElementsAre(
+                  "f:1: anchors and aliases are not supported",
+                  "f:2: anchors and aliases are not supported",
+                  "f:3: log.format: expected a plain value, found a mapping",
+                  "f:4: log.requests: expected a value; leave the line out to keep the default",
+                  "f:5: log: expected a plain value, found a list",
+                  "f:7: engine: expected a section with keys below it, found \"3\"",
+                  testing::StartsWith("f:8: unknown key \"colour\"; did you mean "),
+                  "f:9: log: this section was given before",
+                  "f:10: log.level: given before, on line 2",
+                  testing::StartsWith("f:11: unknown key \"log.shade\"; did you mean "),
+                  "f:12: server: expected a plain value, found a list",
+                  "f:14: unknown key \"chat.match_control_token\"; did you mean "
+                  "chat.match_control_tokens?"));
+}
+
+TEST(YamlTest, KeepsWhatIsGoodBesideWhatIsNot) {
+  const YamlFile file = read_yaml(
+      "engine:\n  word_size: {a: 1}\n  num_threads: 4\nlog: 1\nchat: {match_control_tokens: "
+      "true}\n",
+      "f");
+  ASSERT_EQ(file.entries.size(), 2U);
+  EXPECT_EQ(file.entries[0].name, "engine.num_threads");
+  EXPECT_EQ(file.entries[1].name, "chat.match_control_tokens");
+  EXPECT_EQ(file.entries[1].line, 5);
+  EXPECT_TRUE(file.complete);
+  EXPECT_EQ(file.problems.size(), 2U);
+}
+
+TEST(YamlTest, SaysWhereTheTextStopsBeingYamlBehindTheOtherProblems) {
+  EXPECT_THAT(problems_of("engine:\n  word_size: 1\nlog:\n  level: @\n"),
+              testing::ElementsAre(HasSubstr("f:2: unknown key"), HasSubstr("f:4: not YAML")));
+}
+
+TEST(YamlTest, TellsAHundredProblemsAndThatThereAreMore) {
+  std::string yaml = "log:\n";
+  for (int i = 0; i < 200; ++i) yaml += "  colour" + std::to_string(i) + ": red\n";
+  const std::vector<std::string> messages = problems_of(yaml);
+  ASSERT_EQ(messages.size(), kMaxProblems + 1);
+  EXPECT_THAT(messages[kMaxProblems - 1], HasSubstr("f:101: unknown key \"log.colour99\""));
+  EXPECT_EQ(messages.back(), "f:102: more problems than 100; the rest is not judged");
 }
 
 TEST(YamlTest, RefusesLongAndDeepFiles) {

@@ -201,6 +201,21 @@ def test_offline_batches_are_timed_in_order(tmp_path):
     assert "decode tok/s" in answer.stdout
 
 
+def test_offline_tells_decodes_share_of_the_rate_at_which_memory_is_read(tmp_path):
+    file = tmp_path / "offline.json"
+    answer = r1d.run("bench", "offline", "--model", NANO, "--device", "cpu", "--batch", "1,2", "--input-len", 8,
+                     "--output-len", 4, "--repeats", 1, "--read-bandwidth", "--json", file)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.count("decode reads") == 1 and answer.stdout.count("GFLOP/s") == 2, answer.stdout
+    one, two = json.loads(file.read_text())["cases"]
+    read = one["read_bandwidth"]
+    assert read["plain_bytes_per_second"] > 0 and read["weight_bytes_per_step"] > 1e6
+    step = one["decode_step_seconds"]["p50"]
+    assert abs(read["decode_bytes_per_second"] * step / read["weight_bytes_per_step"] - 1) < 1e-6
+    assert 0 < read["share"] and one["prefill_flops_per_second"] > 0
+    assert two["read_bandwidth"] is None  # which experts two tokens share is not known
+
+
 def test_offline_wants_one_model():
     answer = r1d.run("bench", "offline")
     assert answer.returncode == 1 and "--model-config" in answer.stderr

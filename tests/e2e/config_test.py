@@ -57,7 +57,6 @@ def test_the_example_is_good_and_says_what_it_leaves_open():
         ("model:\n  load_format: dummy\n", [":2: ", "model.config_file", "model.load_format"]),
         ("engine:\n  device: cuda\n  kv_cache_dtype: f32\n", [":3: ", "engine.device", "r1d.yaml:2)"]),
         ("server:\n  grpc_address: 0.0.0.0:8081\n", [":2: ", "server.management_address"]),
-        ("log:\n  level: [\n", [":", "log.level"]),
     ],
 )
 def test_a_bad_file_is_refused_with_its_line(write, text, saying):
@@ -67,6 +66,40 @@ def test_a_bad_file_is_refused_with_its_line(write, text, saying):
     assert len(printed.splitlines()) == 1, printed
     for words in [str(path), *saying]:
         assert words in printed, printed
+
+
+def test_every_error_is_told_a_line_each_and_in_order(write, monkeypatch):
+    path = write(
+        "engine:\n  world_size: two\nlog:\n  colour: red\n  level: loud\nscheduler:\n  block_size: [16]\n"
+        "server:\n  grpc_address: 0.0.0.0:8081\n"
+    )
+    monkeypatch.setenv("R1D_ENGINE__WORD_SIZE", "2")
+    answers = {check(path, "--max-batch-size", "many") for _ in range(3)}
+    assert len(answers) == 1, answers
+    status, printed = answers.pop()
+    assert status == 1
+    expected = [
+        (f"r1d: {path}:2: engine.world_size: ", "expected a whole number"),
+        (f"r1d: {path}:4: unknown key", "did you mean log."),
+        (f"r1d: {path}:5: log.level: ", "expected one of trace, debug, info"),
+        (f"r1d: {path}:7: scheduler.block_size: ", "found a list"),
+        ("r1d: unknown environment variable", "R1D_ENGINE__WORLD_SIZE?"),
+        ("r1d: flag --max-batch-size: ", "expected a whole number"),
+        (f"r1d: {path}:9: server.management_address: ", "another address"),
+    ]
+    lines = printed.splitlines()
+    assert len(lines) == len(expected), printed
+    for line, (begin, words) in zip(lines, expected):
+        assert line.startswith(begin) and words in line, printed
+
+
+def test_a_text_that_stops_being_yaml_is_judged_as_far_as_it_goes(write):
+    path = write("log:\n  level: [\n")
+    status, printed = check(path)
+    assert status == 1
+    lines = printed.splitlines()
+    assert len(lines) == 2, printed
+    assert f"{path}:2: log.level: expected a plain value" in lines[0] and "not YAML" in lines[1], printed
 
 
 def test_wrong_usage_has_a_status_of_its_own(tmp_path):

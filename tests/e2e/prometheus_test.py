@@ -197,13 +197,31 @@ def test_prometheus_scrapes_r1d_with_the_configuration_that_ships(scraped):
 
 
 NUM_STREAMS = 256
-NUM_SCRAPES = 100
-# The goal is 5 ms on a machine that is not shared; docs/performance.md has what was measured.
+NUM_SCRAPES = 200
+# The goal is 5 ms on a machine that is not shared; docs/performance.md has what was measured. What the daemon's own
+# thread computes for a scrape does not depend on the neighbours.
 MEDIAN_LIMIT_S = 1.0 if SANITIZED else 0.1
+CPU_LIMIT_S = 0.1 if SANITIZED else 0.005
+
+
+def management_thread(daemon):
+    """() -> (seconds it ran, seconds it was ready to and had to wait) of the thread that answers scrapes."""
+    for task in pathlib.Path(f"/proc/{daemon.process.pid}/task").iterdir():
+        if (task / "comm").read_text().strip() == "r1d-management":
+            break
+    else:
+        raise AssertionError("no thread is called r1d-management")
+
+    def now():
+        ran, waited, _ = (task / "schedstat").read_text().split()
+        return int(ran) * 1e-9, int(waited) * 1e-9
+
+    return now
 
 
 async def scrape_under_load(daemon, method):
-    """Seconds of each scrape while NUM_STREAMS sequences run, and the last text."""
+    """Of each scrape while NUM_STREAMS sequences run: (seconds, seconds in which the daemon computed for it, seconds
+    that it waited for a core); and the last text."""
     host, port = "127.0.0.1", daemon.ports["management"]
     request = fields([11, 12, 13], 2000)
     async with contextlib.AsyncExitStack() as stack:
@@ -222,18 +240,22 @@ async def scrape_under_load(daemon, method):
         assert running == NUM_STREAMS, running
         # Nobody reads the streams from here on: their messages wait in the daemon and in sockets, so the
         # client takes no processor time from what is measured.
-        seconds = []
+        scrapes = []
+        server = management_thread(daemon)
         with socket.create_connection((host, port)) as connection:
             for _ in range(NUM_SCRAPES):
+                ran, waited = server()
                 begin = time.perf_counter()
                 connection.sendall(f"GET /metrics HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
                 text = read_reply(connection)
-                seconds.append(time.perf_counter() - begin)
+                seconds = time.perf_counter() - begin
+                ran_after, waited_after = server()
+                scrapes.append((seconds, ran_after - ran, waited_after - waited))
         still = exposition.parse(text).value("r1d_requests_running")
         assert still == NUM_STREAMS, "the load ended before the scrapes did"
         for call in calls:
             call.cancel()
-    return seconds, text
+    return scrapes, text
 
 
 def read_reply(connection):
@@ -264,12 +286,15 @@ def test_a_scrape_under_full_load_is_quick(start):
         begin = time.perf_counter()
         daemon.get("/metrics")
         idle.append(time.perf_counter() - begin)
-    seconds, text = asyncio.run(scrape_under_load(daemon, method))
-    seconds.sort()
+    scrapes, text = asyncio.run(scrape_under_load(daemon, method))
     print(
-        f"a scrape of {len(text)} bytes, {len(text.splitlines())} lines: idle median "
-        f"{statistics.median(idle) * 1e3:.2f} ms; {NUM_STREAMS} streams: best {seconds[0] * 1e3:.2f}, "
-        f"median {statistics.median(seconds) * 1e3:.2f}, p90 {seconds[int(0.9 * NUM_SCRAPES)] * 1e3:.2f}, "
-        f"worst {seconds[-1] * 1e3:.2f} ms"
+        f"a scrape of {len(text)} bytes, {len(text.splitlines())} lines; idle: median "
+        f"{statistics.median(idle) * 1e3:.2f} ms; {NUM_STREAMS} streams, ms:"
     )
-    assert statistics.median(seconds) < MEDIAN_LIMIT_S
+    medians = []
+    for name, values in zip(("at the socket", "daemon computes", "daemon waits"), map(sorted, zip(*scrapes))):
+        medians.append(statistics.median(values))
+        parts = [f"{share} {values[int(share * NUM_SCRAPES)] * 1e3:.2f}" for share in (0, 0.5, 0.9, 0.99)]
+        print(f"  {name}: {', '.join(parts)}, worst {values[-1] * 1e3:.2f}")
+    assert medians[0] < MEDIAN_LIMIT_S
+    assert medians[1] < CPU_LIMIT_S

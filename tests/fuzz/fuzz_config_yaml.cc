@@ -11,6 +11,8 @@
 #include "r1d/base/status.h"
 #include "r1d/config/config.h"
 
+#include "config/yaml_reader.h"
+
 namespace {
 
 void check_reload(const r1d::config::Config& config) {
@@ -27,6 +29,12 @@ void check_reload(const r1d::config::Config& config) {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string text(reinterpret_cast<const char*>(data), size);
+  const r1d::config::YamlFile file = r1d::config::read_yaml(text, "fuzz");
+  R1D_CHECK(file.problems.size() <= r1d::config::kMaxProblems + 2);
+  for (const r1d::config::Problem& problem : file.problems) {
+    R1D_CHECK(problem.message.starts_with("fuzz:"));
+    R1D_CHECK(problem.message.find('\n') == std::string::npos);
+  }
   const auto config = r1d::config::parse_yaml(text, "fuzz");
   if (!config.ok()) {
     R1D_CHECK(r1d::message_of(config.status()).starts_with("fuzz:"));

@@ -12,7 +12,6 @@
 #include <memory>
 #include <string>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <thread>
 #include <unistd.h>
 #include <utility>
@@ -81,13 +80,6 @@ class ServerEnd {
     char byte = 0;
     const ssize_t count = ::recv(fd_, &byte, 1, 0);
     return count == 0 || (count < 0 && errno == ECONNRESET);
-  }
-  [[nodiscard]] std::string peer() const {
-    sockaddr_un address{};
-    socklen_t size = sizeof(address);
-    if (getpeername(fd_, reinterpret_cast<sockaddr*>(&address), &size) != 0) return "";
-    const size_t used = size - offsetof(sockaddr_un, sun_path);
-    return used < 1 ? "" : std::string(address.sun_path + 1, used - 1);
   }
 
  private:
@@ -255,8 +247,9 @@ TEST_F(GuardTest, TellsTheServerOfAClientThatVanished) {
 TEST_F(GuardTest, DeliversWhatTheServerSentBeforeItClosed) {
   start();
   auto [client, server] = connected();
+  // What the kernel has under way then; TCP throws away the rest where bytes were left unread.
   std::string bytes;
-  for (int i = 0; i < 10; ++i) bytes += frame_bytes(FrameType::kData, 0, 1, std::string(8000, 'd'));
+  for (int i = 0; i < 5; ++i) bytes += frame_bytes(FrameType::kData, 0, 1, std::string(8000, 'd'));
   ASSERT_TRUE(server.write(bytes));
   ASSERT_TRUE(send(client, ping()));  // never read by the server
   server.close();
@@ -379,13 +372,6 @@ TEST_F(GuardTest, LimitsAllConnectionsTogether) {
   EXPECT_EQ(metric("r1d_connections_refused_total{reason=\"connection_limit\"}"), "1");
 }
 
-TEST_F(GuardTest, TellsTheServerWhoTheClientIs) {
-  start();
-  auto [client, server] = connected();
-  const std::string address = "127.0.0.1:" + std::to_string(client.local_endpoint().port()) + "/";
-  EXPECT_THAT(server.peer(), StartsWith(address));
-}
-
 TEST_F(GuardTest, HandsNobodyOverOnceItHasStopped) {
   start();
   auto [client, server] = connected();
@@ -474,7 +460,6 @@ TEST_F(GuardTest, ServesIpv6AndIpv4OnOnePort) {
     ASSERT_TRUE(send(client, client_start()));
     const ServerEnd server = accept();
     EXPECT_EQ(server.read(client_start().size()), client_start());
-    EXPECT_THAT(server.peer(), StartsWith(host[0] == ':' ? "[::1]:" : "")) << host;
   }
 }
 

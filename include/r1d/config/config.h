@@ -107,6 +107,11 @@ struct Loaded {
 // known one; where two values do not go together, both keys and where each value came from.
 [[nodiscard]] absl::StatusOr<Loaded> load(const Sources& sources);
 
+// Every such error, one line each: those of the file by line, then environment, flags, and values
+// that do not go together (left out where an error before leaves one of them in doubt). Empty when
+// load() succeeds, else the first is load()'s.
+[[nodiscard]] std::vector<std::string> problems(const Sources& sources);
+
 // OK when the configuration says which model to serve. Apart from load(), because a file may well
 // leave that to a flag or a variable.
 [[nodiscard]] absl::Status require_model(const Config& config);

@@ -62,6 +62,7 @@ struct OfflineOptions {
   int32_t block_size = 64;
   int32_t repeats = 1;
   uint64_t seed = 1;
+  bool read_bandwidth = false;  // read memory plainly in turn with decode steps
   std::string json;
 };
 // Whole batches through scheduler and engine, without a server.

@@ -332,6 +332,11 @@ void add_offline(CLI::App& bench, Action& action) {
                    flags->options.repeats,
                    "Runs of a batch, the median one is told (default 3); of a rank's step (20)")
       ->check(CLI::Range(1, 10000));
+  command->add_flag(
+      "--read-bandwidth",
+      flags->options.read_bandwidth,
+      "Read memory in turn with decode steps, on as many threads, and tell the share of "
+      "that rate at which decode reads weights (CPU)");
   add_shard_flags(*command, *flags);
   command->callback([flags, &action] { action = [flags] { return run_offline(*flags); }; });
 }

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstdio>
 #include <memory>
+#include <optional>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -19,6 +21,7 @@
 
 #include "cli/bench/bench.h"
 #include "cli/bench/result.h"
+#include "cli/bench/step_cost.h"
 #include "cli/bench/units.h"
 #include "cli/progress_bar.h"
 #include "cli/setup.h"
@@ -27,6 +30,8 @@ namespace r1d::cli::bench {
 namespace {
 
 constexpr int32_t kDefaultRepeats = 3;
+// Far more than any cache.
+constexpr size_t kPlainReadBytes = size_t{1} << 30;
 
 struct Shape {
   int32_t batch = 0;
@@ -57,7 +62,15 @@ struct Outcome {
   Steps prefill;
   Steps decode;
   std::vector<double> ttft;
-  double seconds = 0;
+  std::vector<double> plain_reads;  // bytes a second, one behind each decode step
+  double seconds = 0;               // without those
+};
+
+// How near decode comes to reading its weights as fast as memory is read.
+struct ReadShare {
+  double plain = 0;   // bytes a second, median
+  double decode = 0;  // bytes of weights a second in the median step
+  double share = 0;   // median over pairs of a step and the reading behind it
 };
 
 // Notes when a request's first token came, and how it ended.
@@ -86,6 +99,7 @@ class OfflineBench {
       const Shape shape{batch, options_.input_tokens, options_.output_tokens};
       R1D_ASSIGN_OR_RETURN(const Outcome outcome, median_run(shape));
       print_row(shape, outcome);
+      print_yardstick(shape, outcome);
       cases.push_back(to_json(shape, outcome));
     }
     if (options_.json.empty()) return absl::OkStatus();
@@ -112,6 +126,17 @@ class OfflineBench {
                                  return absl::OkStatus();
                                }));
     load_seconds_ = seconds_between(start, clock_.now());
+    R1D_ASSIGN_OR_RETURN(cost_, step_cost(*weights_));
+    return options_.read_bandwidth ? open_plain_read() : absl::OkStatus();
+  }
+
+  absl::Status open_plain_read() {
+    if (choose_device(options_.device) != engine::Device::kCpu) {
+      return invalid_argument("--read-bandwidth: expected --device cpu, whose memory it reads");
+    }
+    const auto cores = static_cast<int32_t>(std::max(1U, std::thread::hardware_concurrency()));
+    const int32_t threads = options_.num_threads > 0 ? options_.num_threads : cores;
+    R1D_ASSIGN_OR_RETURN(plain_read_, PlainRead::create(threads, kPlainReadBytes));
     return absl::OkStatus();
   }
 
@@ -169,8 +194,12 @@ class OfflineBench {
       R1D_RETURN_IF_ERROR(scheduler.add(request(shape, i, sinks.back()), start));
     }
     Outcome outcome;
-    while (!scheduler.idle()) R1D_RETURN_IF_ERROR(step(scheduler, outcome));
-    outcome.seconds = seconds_between(start, clock_.now());
+    double seconds_read = 0;
+    while (!scheduler.idle()) {
+      R1D_RETURN_IF_ERROR(step(scheduler, outcome));
+      seconds_read += read_plainly(outcome);
+    }
+    outcome.seconds = seconds_between(start, clock_.now()) - seconds_read;
     for (const auto& sink : sinks) {
       R1D_RETURN_IF_ERROR(sink->status);
       outcome.ttft.push_back(seconds_between(start, *sink->time));
@@ -194,6 +223,16 @@ class OfflineBench {
     request.arrival = clock_.now();
     request.sink = std::move(sink);
     return request;
+  }
+
+  // After a decode step, so that a neighbour on the machine meets both; how long it took.
+  double read_plainly(Outcome& outcome) {
+    if (plain_read_ == nullptr || outcome.plain_reads.size() == outcome.decode.seconds.size()) {
+      return 0;
+    }
+    const TimePoint start = clock_.now();
+    outcome.plain_reads.push_back(plain_read_->bytes_per_second());
+    return seconds_between(start, clock_.now());
   }
 
   absl::Status step(scheduler::Scheduler& scheduler, Outcome& outcome) {
@@ -254,6 +293,52 @@ class OfflineBench {
     std::fflush(stdout);
   }
 
+  // Several tokens share what they read of the experts, by luck: their bytes are not known.
+  [[nodiscard]] std::optional<ReadShare> read_share(const Shape& shape,
+                                                    const Outcome& outcome) const {
+    if (shape.batch != 1 || outcome.plain_reads.empty()) return std::nullopt;
+    std::vector<double> shares;
+    for (size_t i = 0; i < outcome.plain_reads.size(); ++i) {
+      shares.push_back(cost_.decode_bytes / outcome.decode.seconds[i] / outcome.plain_reads[i]);
+    }
+    return ReadShare{
+        .plain = Latency::of(outcome.plain_reads).percentile(50),
+        .decode = cost_.decode_bytes / Latency::of(outcome.decode.seconds).percentile(50),
+        .share = Latency::of(shares).percentile(50)};
+  }
+
+  [[nodiscard]] double prefill_flops_per_second(const Shape& shape, const Outcome& outcome) const {
+    if (outcome.prefill.seconds.empty()) return 0;
+    return cost_.prefill_flops(outcome.prefill.num_tokens, shape.batch) / outcome.prefill.total();
+  }
+
+  void print_yardstick(const Shape& shape, const Outcome& outcome) const {
+    if (plain_read_ == nullptr) return;
+    fmt::print("{:>6}prefill {:.1f} GFLOP/s of products\n",
+               "",
+               prefill_flops_per_second(shape, outcome) * 1e-9);
+    if (const std::optional<ReadShare> read = read_share(shape, outcome)) {
+      fmt::print(
+          "{:>6}decode reads {:.0f} MB of weights a step, {:.2f} GB/s; plain read in turn with the "
+          "steps {:.2f} GB/s; share {:.2f}\n",
+          "",
+          cost_.decode_bytes * 1e-6,
+          read->decode * 1e-9,
+          read->plain * 1e-9,
+          read->share);
+    }
+    std::fflush(stdout);
+  }
+
+  [[nodiscard]] nlohmann::json read_json(const Shape& shape, const Outcome& outcome) const {
+    const std::optional<ReadShare> read = read_share(shape, outcome);
+    if (!read) return nullptr;
+    return {{"weight_bytes_per_step", cost_.decode_bytes},
+            {"decode_bytes_per_second", read->decode},
+            {"plain_bytes_per_second", read->plain},
+            {"share", read->share}};
+  }
+
   [[nodiscard]] static double output_rate(const Shape& shape, const Outcome& outcome) {
     return static_cast<double>(shape.batch) * shape.output / outcome.seconds;
   }
@@ -269,13 +354,15 @@ class OfflineBench {
             {"max", latency.max()}};
   }
 
-  [[nodiscard]] static nlohmann::json to_json(const Shape& shape, const Outcome& outcome) {
+  [[nodiscard]] nlohmann::json to_json(const Shape& shape, const Outcome& outcome) const {
     return {{"batch", shape.batch},
             {"input_tokens", shape.input},
             {"output_tokens", shape.output},
             {"seconds", outcome.seconds},
             {"output_tokens_per_second", output_rate(shape, outcome)},
             {"prefill_tokens_per_second", outcome.prefill.tokens_per_second()},
+            {"prefill_flops_per_second", prefill_flops_per_second(shape, outcome)},
+            {"read_bandwidth", read_json(shape, outcome)},
             {"decode_tokens_per_second", outcome.decode.tokens_per_second()},
             {"ttft_seconds", summary(outcome.ttft)},
             {"prefill_step_seconds", summary(outcome.prefill.seconds)},
@@ -299,6 +386,8 @@ class OfflineBench {
   std::unique_ptr<checkpoint::WeightSource> weights_;
   std::unique_ptr<engine::Engine> engine_;
   double load_seconds_ = 0;
+  StepCost cost_;
+  std::unique_ptr<PlainRead> plain_read_;  // null unless asked for
 };
 
 }  // namespace

@@ -17,6 +17,7 @@
 
 #include "r1d/base/log.h"
 #include "r1d/base/status.h"
+#include "r1d/base/thread.h"
 
 #include "transport/guard/peer_name.h"
 #include "transport/guard/refusal_log.h"
@@ -25,7 +26,7 @@
 namespace r1d::transport {
 namespace {
 
-// A connection takes its socket and a pair. The rest of the process keeps some for itself.
+// A connection takes its socket and a joint. The rest of the process keeps some for itself.
 constexpr int32_t kFilesPerConnection = 3;
 constexpr int64_t kReservedFiles = 256;
 
@@ -84,6 +85,7 @@ class Worker {
  private:
   // An exception (out of memory) ends the connection it came from, not the daemon.
   void run(spdlog::logger& log) {
+    base::become_quick_thread("r1d-guard");
     while (!io_.stopped()) {
       try {
         io_.run();

@@ -2,12 +2,14 @@
 #include "transport/guard/relay.h"
 
 #include <chrono>
-#include <sys/socket.h>
+#include <optional>
+#include <unistd.h>
 #include <utility>
 
 #include <boost/asio/buffer.hpp>
 #include <boost/asio/error.hpp>
 
+#include "transport/guard/joint.h"
 #include "transport/guard/peer_name.h"
 
 namespace r1d::transport {
@@ -127,24 +129,24 @@ bool Relay::open() {
     close();
     return false;
   }
-  int ends[2] = {-1, -1};
-  if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, ends) != 0) {
+  const std::optional<Joint> joint = make_joint();
+  if (!joint) {
     refuse({Refusal::kConnectionLimit, "no file descriptor is left"});
     return false;
   }
   ErrorCode error;
-  server_.assign(boost::asio::generic::stream_protocol(AF_UNIX, 0), ends[0], error);
+  server_.assign(boost::asio::generic::stream_protocol(joint->family, 0), joint->guard_end, error);
+  if (error) ::close(joint->guard_end);
   if (!error) server_.non_blocking(true, error);
   if (error) {
-    ::close(ends[1]);
+    ::close(joint->server_end);
     close();
     return false;
   }
-  name_socket(ends[0], peer_);
   state_ = State::kOpen;
   place_->open();
   clear_deadline();
-  shared_.hand_over(ends[1]);
+  shared_.hand_over(joint->server_end);
   read(down_);
   return true;
 }

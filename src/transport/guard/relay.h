@@ -22,7 +22,7 @@
 
 namespace r1d::transport {
 
-// Gives the server its end of a socket pair; the server owns it from then on.
+// Gives the server its end of a joint; the server owns it from then on.
 using HandOver = std::function<void(int fd)>;
 
 // What the connections of a guard share; outlives them.
@@ -36,8 +36,8 @@ struct GuardShared {
 
 // One client: its bytes are judged and carried to the server, the server's are carried back.
 //
-// Lifecycle: start() once -> handshake (the server knows nothing of it) -> open (a socket pair
-// joins it to the server) -> lingering (the server's end is closed, the client's is shut; what it
+// Lifecycle: start() once -> handshake (the server knows nothing of it) -> open (a joint
+// leads to the server) -> lingering (the server's end is closed, the client's is shut; what it
 // still sends is thrown away, for a second) -> gone. Shared, because each pending operation holds
 // it; with the last of them it ends and closes its sockets. Threads: confined to its executor's.
 // Back pressure: a direction reads again once all that it read is passed on.
@@ -86,7 +86,7 @@ class Relay : public std::enable_shared_from_this<Relay> {
   const std::string peer_;
   const std::unique_ptr<ConnectionTable::Place> place_;
   Socket client_;
-  Socket server_;  // ours of the pair; closed unless kOpen
+  Socket server_;  // our end of the joint; closed unless kOpen
   Way up_{.from = client_, .to = server_, .from_client = true};
   Way down_{.from = server_, .to = client_, .from_client = false};
   FrameGuard guard_;

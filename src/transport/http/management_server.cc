@@ -12,6 +12,7 @@
 #include "r1d/base/fault.h"
 #include "r1d/base/log.h"
 #include "r1d/base/status.h"
+#include "r1d/base/thread.h"
 
 #include "transport/http/connection.h"
 #include "transport/http/request.h"
@@ -50,6 +51,7 @@ class Server final : public ManagementServer {
  private:
   // An exception (out of memory) ends the connection it came from, not the daemon.
   void run() {
+    base::become_quick_thread("r1d-management");
     while (!io_.stopped()) {
       try {
         io_.run();
