@@ -21,6 +21,7 @@
 
 #include "cli/bench/bench.h"
 #include "cli/commands.h"
+#include "cli/plan.h"
 #include "cli/settings.h"
 
 namespace r1d::cli {
@@ -286,6 +287,7 @@ int run(int argc, char** argv) {
   add_tokenize(app, action);
   add_render(app, action);
   add_inspect(app, action);
+  add_plan(app, action);
   add_make_checkpoint(app, action);
   add_golden(app, action);
   add_bench(app, action);

@@ -16,6 +16,7 @@
 
 #include "cli/commands.h"
 #include "cli/lifecycle.h"
+#include "cli/memory_report.h"
 #include "cli/port_file.h"
 #include "cli/probes.h"
 #include "cli/progress_bar.h"
@@ -71,13 +72,18 @@ class Daemon {
     R1D_ASSIGN_OR_RETURN(files_, open_model(config_));
     ProgressBar bar("loading " + files_.name);
     R1D_ASSIGN_OR_RETURN(engine_,
-                         engine::Engine::create(*files_.weights,
-                                                engine_options(config_),
-                                                files_.last_token_id,
-                                                [&](double fraction) -> absl::Status {
-                                                  bar.update(fraction);
-                                                  return loaded(fraction);
-                                                }));
+                         engine::Engine::create(
+                             *files_.weights,
+                             engine_options(config_),
+                             files_.last_token_id,
+                             [&](double fraction) -> absl::Status {
+                               bar.update(fraction);
+                               return loaded(fraction);
+                             },
+                             [this](const engine::MemoryPlan& plan) {
+                               report_memory_plan(plan, *log_, memory_metrics_);
+                             }));
+    report_memory_use(engine_->memory(), *log_, memory_metrics_);
     startup_metrics_.load_seconds(seconds_between(start, clock_.now()));
     return absl::OkStatus();
   }
@@ -243,6 +249,7 @@ class Daemon {
   telemetry::EngineMetrics engine_metrics_{registry_};
   telemetry::TransportMetrics transport_metrics_{registry_};
   telemetry::StartupMetrics startup_metrics_{registry_, base::version()};
+  telemetry::MemoryMetrics memory_metrics_{registry_};
   ServiceNotifier notifier_;
   TimePoint load_reported_;
   base::Mutex health_mu_;

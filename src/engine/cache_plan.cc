@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "engine/cache_plan.h"
+
 #include <algorithm>
 #include <limits>
 
 #include "r1d/base/status.h"
-#include "r1d/engine/engine.h"
 
 namespace r1d::engine {
 namespace {
@@ -27,16 +28,19 @@ int64_t default_blocks(int64_t longest,
 
 }  // namespace
 
+absl::Status check_length(const checkpoint::ModelConfig& config, const EngineOptions& options) {
+  if (options.max_model_len <= config.max_position_embeddings) return absl::OkStatus();
+  return invalid_argument(
+      "scheduler.max_model_len {} is more than the model's max_position_embeddings {}",
+      options.max_model_len,
+      config.max_position_embeddings);
+}
+
 absl::StatusOr<CachePlan> plan_cache(const checkpoint::ModelConfig& config,
                                      const EngineOptions& options,
                                      int64_t budget_bytes) {
+  R1D_RETURN_IF_ERROR(check_length(config, options));
   const int64_t model_len = config.max_position_embeddings;
-  if (options.max_model_len > model_len) {
-    return invalid_argument(
-        "scheduler.max_model_len {} is more than the model's max_position_embeddings {}",
-        options.max_model_len,
-        model_len);
-  }
   CachePlan plan;
   plan.bytes_per_token =
       config.latent_width() * config.num_hidden_layers * dtype_bytes(options.kv_cache_dtype);

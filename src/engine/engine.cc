@@ -15,10 +15,13 @@
 #include "r1d/base/mutex.h"
 #include "r1d/base/status.h"
 #include "r1d/base/thread_pool.h"
+#include "r1d/engine/memory_plan.h"
 #include "r1d/model/deepseek_v3.h"
 
 #include "engine/device_sampler.h"
+#include "engine/host_memory.h"
 #include "engine/latent_cache.h"
+#include "engine/memory_shortage.h"
 #include "engine/rank_group.h"
 #include "engine/rank_ops.h"
 #include "engine/step_inputs.h"
@@ -57,6 +60,7 @@ struct Rank {
   std::unique_ptr<ops::Ops> ops;
   std::unique_ptr<model::DeepSeekV3> model;
   std::optional<LatentCache> cache;
+  std::optional<ops::DeviceBytes> device_bytes;  // when loaded; none: no memory of its own
 };
 
 }  // namespace
@@ -65,11 +69,14 @@ class Engine::Impl {
  public:
   Impl(const checkpoint::ModelConfig& config,
        const EngineOptions& options,
-       const CachePlan& plan,
+       const MemoryPlan& plan,
+       int64_t resident_at_start,
        TokenId last_token_id,
        std::vector<Rank> ranks)
       : options_(options),
-        plan_(plan),
+        memory_(plan),
+        resident_at_start_(resident_at_start),
+        plan_(plan.cache),
         vocab_size_(config.vocab_size),
         last_token_id_(last_token_id),
         ranks_(std::move(ranks)),
@@ -87,9 +94,10 @@ class Engine::Impl {
       total += bytes;
     }
     LoadMeter meter(total, report);
-    return group_.run([&](int32_t r) -> absl::Status {
+    const absl::Status loaded = group_.run([&](int32_t r) -> absl::Status {
       Rank& rank = ranks_[static_cast<size_t>(r)];
       R1D_RETURN_IF_ERROR(rank.ops->attach());
+      R1D_RETURN_IF_ERROR(check_device(rank, r));
       R1D_ASSIGN_OR_RETURN(
           rank.model,
           model::DeepSeekV3::load(source,
@@ -100,8 +108,18 @@ class Engine::Impl {
                                   [&](int64_t bytes) { return meter.add(bytes); }));
       R1D_ASSIGN_OR_RETURN(rank.cache,
                            LatentCache::create(source.config(), options_, plan_, *rank.ops));
-      return warm_up(rank);
+      R1D_RETURN_IF_ERROR(warm_up(rank));
+      R1D_ASSIGN_OR_RETURN(rank.device_bytes, rank.ops->device_bytes());
+      return absl::OkStatus();
     });
+    if (loaded.ok()) measured_bytes_ = measure();
+    return loaded;
+  }
+
+  [[nodiscard]] MemoryReport memory() const {
+    MemoryReport report{.plan = memory_, .ranks = {}, .measured_bytes = measured_bytes_};
+    for (const Rank& rank : ranks_) report.ranks.push_back(rank.ops->memory_use());
+    return report;
   }
 
   absl::StatusOr<StepOutput> execute(std::span<const SequenceStep> batch) {
@@ -155,6 +173,22 @@ class Engine::Impl {
     sample(batch, output);
     progress_.fetch_add(1, std::memory_order_relaxed);
     return absl::OkStatus();
+  }
+
+  // Whether the rank's device has as much free as the plan takes.
+  absl::Status check_device(const Rank& rank, int32_t r) const {
+    R1D_ASSIGN_OR_RETURN(const std::optional<ops::DeviceBytes> bytes, rank.ops->device_bytes());
+    return bytes ? check_free_memory(memory_, *bytes, r) : absl::OkStatus();
+  }
+
+  // What loading took, as the devices' drivers or the kernel see it.
+  [[nodiscard]] int64_t measure() const {
+    if (!ranks_.front().device_bytes) return resident_bytes("") - resident_at_start_;
+    int64_t bytes = 0;
+    for (const Rank& rank : ranks_) {
+      bytes += rank.device_bytes->total - rank.device_bytes->free_now;
+    }
+    return bytes;
   }
 
   // Runs the steps that a device wants to have seen before the first request: a prefill, and decode
@@ -264,6 +298,9 @@ class Engine::Impl {
   }
 
   const EngineOptions options_;
+  const MemoryPlan memory_;
+  const int64_t resident_at_start_;  // of the process, before anything was taken
+  int64_t measured_bytes_ = 0;       // by load()
   const CachePlan plan_;
   const int64_t vocab_size_;
   const TokenId last_token_id_;
@@ -285,7 +322,8 @@ Engine::~Engine() = default;
 absl::StatusOr<std::unique_ptr<Engine>> Engine::create(const WeightSource& source,
                                                        const EngineOptions& options,
                                                        TokenId last_token_id,
-                                                       const LoadFraction& progress) {
+                                                       const LoadFraction& progress,
+                                                       const PlanListener& planned) {
   std::vector<Rank> ranks(static_cast<size_t>(options.world_size));
   std::vector<ops::ModelDims> dims;
   for (int32_t r = 0; r < options.world_size; ++r) {
@@ -294,18 +332,14 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::create(const WeightSource& sourc
         checkpoint::make_rank_shard(source.config(), r, options.world_size, options.expert_split));
     dims.push_back(model::make_dims(source.config(), ranks[static_cast<size_t>(r)].shard));
   }
-  R1D_ASSIGN_OR_RETURN(const int64_t weight_bytes,
-                       model::rank_weight_bytes(source, ranks.front().shard, options.with_mtp));
-  const int32_t longest = options.max_model_len > 0
-                              ? options.max_model_len
-                              : static_cast<int32_t>(source.config().max_position_embeddings);
-  R1D_ASSIGN_OR_RETURN(const int64_t budget,
-                       cache_budget(options, dims.front(), weight_bytes, longest));
-  R1D_ASSIGN_OR_RETURN(const CachePlan plan, plan_cache(source.config(), options, budget));
-  R1D_ASSIGN_OR_RETURN(auto ops, make_ops(options, dims, plan.max_model_len));
+  R1D_ASSIGN_OR_RETURN(const MemoryTarget target, local_target(options));
+  R1D_ASSIGN_OR_RETURN(const MemoryPlan plan, plan_memory(source, options, target));
+  if (planned) planned(plan);
+  const int64_t resident = resident_bytes("");
+  R1D_ASSIGN_OR_RETURN(auto ops, make_ops(options, dims, plan.cache.max_model_len));
   for (size_t r = 0; r < ranks.size(); ++r) ranks[r].ops = std::move(ops[r]);
-  auto impl =
-      std::make_unique<Impl>(source.config(), options, plan, last_token_id, std::move(ranks));
+  auto impl = std::make_unique<Impl>(
+      source.config(), options, plan, resident, last_token_id, std::move(ranks));
   R1D_RETURN_IF_ERROR(impl->load(source, progress));
   return std::unique_ptr<Engine>(new Engine(std::move(impl)));
 }
@@ -324,6 +358,9 @@ absl::Status Engine::recover() {
 }
 const CachePlan& Engine::cache() const {
   return impl_->cache();
+}
+MemoryReport Engine::memory() const {
+  return impl_->memory();
 }
 std::string Engine::device() const {
   return impl_->device();

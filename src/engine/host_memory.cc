@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <fstream>
 #include <optional>
+#include <unistd.h>
 
 namespace r1d::engine {
 namespace {
@@ -41,6 +42,14 @@ int64_t spare_host_bytes(const std::string& root) {
   constexpr int64_t kUnknown = int64_t{1} << 30;  // neither file readable: plan with 1 GiB
   const int64_t available = mem_available(root).value_or(kUnknown);
   return std::min(available, cgroup_headroom(root).value_or(available));
+}
+
+int64_t resident_bytes(const std::string& root) {
+  std::ifstream file(root + "/proc/self/statm");
+  int64_t pages = 0;
+  int64_t resident_pages = 0;
+  if (!(file >> pages >> resident_pages)) return 0;
+  return resident_pages * sysconf(_SC_PAGESIZE);
 }
 
 }  // namespace r1d::engine

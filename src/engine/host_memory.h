@@ -10,4 +10,7 @@ namespace r1d::engine {
 // `root` is "" in the daemon; tests point it at a folder that holds proc/ and sys/.
 [[nodiscard]] int64_t spare_host_bytes(const std::string& root);
 
+// Bytes of this process's memory that are in RAM; 0 when the kernel does not say.
+[[nodiscard]] int64_t resident_bytes(const std::string& root);
+
 }  // namespace r1d::engine

@@ -14,6 +14,7 @@ absl::StatusOr<LatentCache> LatentCache::create(const checkpoint::ModelConfig& c
   for (int32_t layer = 0; layer < config.num_hidden_layers; ++layer) {
     R1D_ASSIGN_OR_RETURN(auto buffer,
                          ops.allocate(static_cast<size_t>(layer_bytes),
+                                      ops::MemoryKind::kLatentCache,
                                       fmt::format("latent cache of layer {}", layer)));
     cache.layers_.push_back({.data = buffer->data(),
                              .dtype = options.kv_cache_dtype,

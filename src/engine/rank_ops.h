@@ -9,6 +9,8 @@
 #include <absl/status/statusor.h>
 
 #include "r1d/engine/engine.h"
+#include "r1d/ops/cpu_ops.h"
+#include "r1d/ops/cuda_ops.h"
 #include "r1d/ops/ops.h"
 
 namespace r1d::engine {
@@ -16,14 +18,14 @@ namespace r1d::engine {
 // Threads of all ranks together, as asked for or one a core.
 [[nodiscard]] int32_t total_threads(const EngineOptions& options);
 
-// What a rank may spend on its latent cache when the operator gave no size. The host: a quarter of
-// the rank's share of spare memory. A GPU: what weights and workspaces leave of it, less a reserve;
-// workspaces for sequences of up to `longest` tokens. kInvalidArgument for a cache format that the
-// device does not have.
-[[nodiscard]] absl::StatusOr<int64_t> cache_budget(const EngineOptions& options,
-                                                   const ops::ModelDims& dims,
-                                                   int64_t weight_bytes,
-                                                   int32_t longest);
+// What the operators of a rank are made for.
+[[nodiscard]] ops::CpuOptions cpu_options(const EngineOptions& options);
+[[nodiscard]] ops::CudaOptions cuda_options(const EngineOptions& options,
+                                            int32_t rank,
+                                            int32_t max_model_len);
+// The longest context that workspaces are taken for before the cache's size is known.
+[[nodiscard]] int32_t longest_sequence(const EngineOptions& options,
+                                       const checkpoint::ModelConfig& config);
 
 // One Ops a rank on the device that `options` names. kFailedPrecondition when the build, the driver
 // or the number of GPUs does not allow it.

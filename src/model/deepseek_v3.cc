@@ -162,8 +162,10 @@ class DeepSeekV3::Impl {
     max_tokens_ = max_tokens;
     const int64_t bytes = max_tokens * hidden_size_ * dtype_bytes(ops_.activation_dtype());
     for (auto* buffer : {&residual_, &normed_, &partial_}) {
-      R1D_ASSIGN_OR_RETURN(*buffer,
-                           ops_.allocate(static_cast<size_t>(bytes), "activations of a step"));
+      R1D_ASSIGN_OR_RETURN(
+          *buffer,
+          ops_.allocate(
+              static_cast<size_t>(bytes), ops::MemoryKind::kActivations, "activations of a step"));
     }
     return absl::OkStatus();
   }

@@ -103,6 +103,22 @@ int64_t lay_out(std::span<Placement> layer) {
   return bytes;
 }
 
+// Where a plan counts a tensor.
+int64_t& part_of(RankWeights& weights,
+                 const TensorSpec& spec,
+                 const checkpoint::ModelConfig& config) {
+  const auto is_in = [&spec](const char* block) {
+    return spec.name.find(block) != std::string::npos;
+  };
+  if (spec.layer >= config.num_hidden_layers) return weights.mtp;
+  if (spec.split == checkpoint::Split::kVocab) return weights.embeddings;
+  if (is_in(".mlp.gate.")) return weights.routers;
+  if (spec.rank_1) return weights.norms;
+  if (is_in(".self_attn.")) return weights.attention;
+  if (spec.expert >= 0) return weights.experts;
+  return is_in(".shared_experts.") ? weights.shared_experts : weights.dense;
+}
+
 void widen_to_f32(DType dtype, std::span<const std::byte> stored, std::span<float> out) {
   if (dtype == DType::kF32) {
     std::memcpy(out.data(), stored.data(), stored.size());
@@ -129,9 +145,10 @@ class WeightStore::Loader {
   // Takes one buffer for `layer` and fills it.
   absl::Status load_layer(std::span<Placement> layer) {
     const int64_t bytes = lay_out(layer);
-    R1D_ASSIGN_OR_RETURN(
-        auto buffer,
-        ops_.allocate(static_cast<size_t>(bytes), "weights from " + layer.front().spec.name));
+    R1D_ASSIGN_OR_RETURN(auto buffer,
+                         ops_.allocate(static_cast<size_t>(bytes),
+                                       ops::MemoryKind::kWeights,
+                                       "weights from " + layer.front().spec.name));
     std::byte* base = buffer->data();
     store_.buffers_.push_back(std::move(buffer));
     for (const Placement& placement : layer) {
@@ -251,6 +268,18 @@ absl::StatusOr<int64_t> rank_weight_bytes(const WeightSource& source,
   for (const Placement& placement : all)
     bytes += placement.stored_bytes() + placement.scale_bytes();
   return bytes;
+}
+
+absl::StatusOr<RankWeights> plan_weights(const WeightSource& source,
+                                         const RankShard& shard,
+                                         bool with_mtp) {
+  R1D_ASSIGN_OR_RETURN(const std::vector<Placement> all, placements(source, shard, with_mtp));
+  RankWeights weights;
+  for (const Placement& placement : all) {
+    part_of(weights, placement.spec, source.config()) +=
+        aligned(placement.device_bytes()) + aligned(placement.scale_bytes());
+  }
+  return weights;
 }
 
 }  // namespace r1d::model

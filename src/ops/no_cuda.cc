@@ -5,6 +5,8 @@
 #include "r1d/base/status.h"
 #include "r1d/ops/cuda_ops.h"
 
+#include "ops/cuda_memory.h"
+
 namespace r1d::ops {
 
 absl::StatusOr<std::unique_ptr<Ops>> make_cuda_ops(const ModelDims& dims,
@@ -22,10 +24,10 @@ absl::StatusOr<std::vector<std::unique_ptr<Ops>>> make_cuda_ranks(
   return failed_precondition("this binary was built without CUDA");
 }
 
-int64_t cuda_workspace_bytes(const ModelDims& dims, const CudaOptions& options) {
-  static_cast<void>(dims);
-  static_cast<void>(options);
-  return 0;
+int64_t cuda_workspace_bytes(const ModelDims& dims,
+                             const CudaOptions& options,
+                             const GpuTarget& gpu) {
+  return cuda_workspace_formula(dims, options, gpu);
 }
 
 CudaProbe* cuda_probe(Ops& ops) {

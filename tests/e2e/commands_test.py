@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: what it prints, and how it refuses."""
 
+import json
 import shutil
 import socket
 import time
@@ -161,10 +162,58 @@ def test_make_checkpoint_writes_a_model_that_loads_and_leaves_other_directories_
     assert not (tmp_path / "odd").exists()
 
 
+R1 = ("--model-config", GOLDEN.parents[2] / "configs" / "models" / "deepseek-r1.json")
+
+
+def test_plan_prints_what_a_rank_takes_and_what_fits_beside_it():
+    answer = r1d.run("plan", *R1, "--gpu", "h200", "--world-size", 8, "--max-model-len", 32768)
+    assert answer.returncode == 0, answer.stderr
+    for words in ("81.76 GB", "70,272 bytes", "of 32,768 tokens", "slices of all experts", "whole experts"):
+        assert words in answer.stdout, answer.stdout
+    answer = r1d.run("plan", MODEL, "--gpu", "cpu", "--max-num-batched-tokens", 64, "--json")
+    assert answer.returncode == 0, answer.stderr
+    told = json.loads(answer.stdout)
+    assert told["fits"] and told["kv_cache"]["bytes_per_token"] == 960, told
+
+
+def test_plan_refuses_with_the_sum():
+    words = ["does not fit: a rank of 8 takes", "experts 81.76 GB", "h100-80gb has", "engine.world_size 16"]
+    refused("plan", *R1, "--gpu", "h100-80gb", "--world-size", 8, saying=words)
+    answer = refused("plan", *R1, "--gpu", "h100-80gb", "--world-size", 8, "--json", saying=words)
+    told = json.loads(answer.stdout)
+    assert not told["fits"] and words[0] in told["reason"]
+    refused("plan", *R1, "--gpu", "h200", "--world-size", 3, saying=["num_attention_heads 128", "3 ranks"])
+    refused("plan", *R1, "--gpu", "h300", saying=["h300", "h200"])
+    refused("plan", *R1, "--gpu", "h200", "--kv-cache-dtype", "f32", saying=["engine.kv_cache_dtype"])
+
+
+def test_the_daemon_refuses_what_the_plan_refuses_in_the_same_words():
+    words = ["the model does not fit: a rank of 1 takes", "KV cache at least", "to spare"]
+    limits = ("--max-model-len", 256, "--kv-cache-memory", "16384Gi")
+    refused("plan", MODEL, "--gpu", "cpu", *limits, saying=words)
+    refused("serve", "--model", MODEL, "--device", "cpu", *limits, *ANY_PORTS, saying=words)
+
+
+def test_the_daemon_tells_its_plan_and_what_it_took(start):
+    daemon = start("--world-size", 2).wait_ready()
+    for words in ("memory plan: attention ", "latent cache ", "memory in use: "):
+        assert words in daemon.log, daemon.log
+    metrics = daemon.metrics()
+    kinds = ("latent_cache", "activations", "workspaces", "collectives")
+    for rank in ("0", "1"):
+        for kind in kinds:
+            planned = metrics.value("r1d_memory_planned_bytes", kind=kind)
+            assert planned > 0 and metrics.value("r1d_memory_used_bytes", rank=rank, kind=kind) == planned, kind
+    weights = ("attention", "experts", "shared_experts", "dense", "routers", "embeddings", "norms")
+    planned = sum(metrics.value("r1d_memory_planned_bytes", kind=kind) for kind in weights)
+    assert metrics.value("r1d_memory_used_bytes", rank="0", kind="weights") == planned
+    assert metrics.value("r1d_memory_measured_bytes") > 0
+
+
 def test_help_lists_the_subcommands_and_version_tells_one():
     answer = r1d.run("--help")
     assert answer.returncode == 0
-    for command in ("serve", "inspect", "golden", "generate", "version"):
+    for command in ("serve", "inspect", "plan", "golden", "generate", "version"):
         assert command in answer.stdout
     version = r1d.run("version")
     assert version.returncode == 0

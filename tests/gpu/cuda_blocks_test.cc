@@ -122,8 +122,10 @@ class Side {
     must(model.status());
     model_ = std::move(*model);
     const int64_t latent = source.config().latent_width();
-    auto pages = ops_->allocate(
-        static_cast<size_t>(kBlocks * kBlockSize * latent * dtype_bytes(cache)), "pages");
+    auto pages =
+        ops_->allocate(static_cast<size_t>(kBlocks * kBlockSize * latent * dtype_bytes(cache)),
+                       ops::MemoryKind::kLatentCache,
+                       "pages");
     must(pages.status());
     pages_memory_ = std::move(*pages);
     pages_ = {.data = pages_memory_->data(),
@@ -158,7 +160,9 @@ class Side {
   static void must(const absl::Status& status) { ASSERT_TRUE(status.ok()) << message_of(status); }
 
   std::unique_ptr<ops::Buffer> take() {
-    auto buffer = ops_->allocate(static_cast<size_t>(kMaxTokens * width_) * sizeof(float), "rows");
+    auto buffer = ops_->allocate(static_cast<size_t>(kMaxTokens * width_) * sizeof(float),
+                                 ops::MemoryKind::kActivations,
+                                 "rows");
     must(buffer.status());
     return std::move(*buffer);
   }

@@ -126,7 +126,9 @@ std::vector<float> forward_on(int32_t world, const checkpoint::WeightSource& sou
     std::vector<ops::LatentPages> pages;
     for (int32_t layer = 0; layer < config.num_hidden_layers; ++layer) {
       const auto width = config.latent_width();
-      memory.push_back(*own.allocate(static_cast<size_t>(3 * 4 * width) * sizeof(float), "pages"));
+      memory.push_back(*own.allocate(static_cast<size_t>(3 * 4 * width) * sizeof(float),
+                                     ops::MemoryKind::kLatentCache,
+                                     "pages"));
       pages.push_back(
           {.data = memory.back()->data(), .num_blocks = 3, .block_size = 4, .width = width});
     }

@@ -221,13 +221,14 @@ TEST(CpuOpsTest, BeginStepRefusesInputsThatDoNotFit) {
 TEST(CpuOpsTest, BuffersAreAlignedAndZeroed) {
   auto ops = make_local_cpu_ops({small_dims()}, {.max_tokens = 1});
   for (const size_t bytes : {0UL, 1UL, 1000UL, 5UL << 20}) {
-    auto buffer = ops[0]->allocate(bytes, "test");
+    auto buffer = ops[0]->allocate(bytes, MemoryKind::kWeights, "test");
     ASSERT_TRUE(buffer.ok());
     EXPECT_EQ((*buffer)->size(), bytes);
     EXPECT_EQ(reinterpret_cast<uintptr_t>((*buffer)->data()) % 64, 0U);
     for (size_t i = 0; i < bytes; ++i) ASSERT_EQ((*buffer)->data()[i], std::byte{0});
   }
-  const auto refused = ops[0]->allocate(size_t{1} << 60, "KV cache of layer 7");
+  const auto refused =
+      ops[0]->allocate(size_t{1} << 60, MemoryKind::kLatentCache, "KV cache of layer 7");
   ASSERT_FALSE(refused.ok());
   EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(message_of(refused.status()), HasSubstr("KV cache of layer 7"));
@@ -238,7 +239,7 @@ TEST(CpuOpsTest, UploadCopiesAndSkipsItself) {
   EXPECT_TRUE(ops[0]->host_addressable());
   EXPECT_EQ(ops[0]->activation_dtype(), DType::kF32);
   const std::vector<std::byte> source(100, std::byte{7});
-  auto buffer = ops[0]->allocate(100, "test").value();
+  auto buffer = ops[0]->allocate(100, MemoryKind::kWeights, "test").value();
   ASSERT_TRUE(ops[0]->upload(buffer->data(), source).ok());
   EXPECT_EQ(std::memcmp(buffer->data(), source.data(), 100), 0);
   EXPECT_TRUE(ops[0]->upload(buffer->data(), {buffer->data(), 100}).ok());
@@ -250,7 +251,8 @@ TEST(CpuOpsTest, ScratchThatCannotBeHadIsReportedBeforeTheFirstStep) {
   dims.hidden_size = int64_t{1} << 50;
   auto ops = make_local_cpu_ops({dims}, {.max_tokens = 8});
   EXPECT_EQ(ops[0]->begin_step({}).code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_EQ(ops[0]->allocate(1, "x").status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(ops[0]->allocate(1, MemoryKind::kWeights, "x").status().code(),
+            absl::StatusCode::kResourceExhausted);
 }
 
 TEST(CpuOpsTest, TheTargetIsNamed) {

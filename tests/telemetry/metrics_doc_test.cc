@@ -52,7 +52,8 @@ std::string describe_labels(Labels labels) {
                                            "num_gpu_blocks",
                                            "kv_cache_size_tokens",
                                            "cache_dtype",
-                                           "enable_prefix_caching"};
+                                           "enable_prefix_caching",
+                                           "rank"};
   labels.erase("le");
   std::string text;
   for (const auto& [label, values] : labels) {
@@ -88,6 +89,7 @@ std::string table() {
   const EngineMetrics engine(registry);
   const TransportMetrics transport(registry);
   const StartupMetrics startup(registry, "0");
+  const MemoryMetrics memory(registry);
   registry.add_dialects({.name = "0", .quantization = "0", .devices = {"0"}, .cache_dtype = "0"});
   std::string text = "| series | type | labels | meaning |\n|---|---|---|---|\n";
   std::string buckets = "\n| histogram | upper bounds of its buckets, then +Inf |\n|---|---|\n";

@@ -141,6 +141,7 @@ class Graph {
 class BlasLt {
  public:
   [[nodiscard]] static absl::StatusOr<BlasLt> create();
+  [[nodiscard]] static int64_t workspace_bytes();  // on the device, what create() takes
   BlasLt();
   BlasLt(BlasLt&&) noexcept;
   BlasLt& operator=(BlasLt&&) noexcept;

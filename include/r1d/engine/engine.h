@@ -57,16 +57,23 @@ struct CachePlan {
 // stops the load.
 using LoadFraction = std::function<absl::Status(double fraction)>;
 
+struct MemoryPlan;  // memory_plan.h
+struct MemoryReport;
+// Told the plan once, before weights are read.
+using PlanListener = std::function<void(const MemoryPlan& plan)>;
+
 // Lifecycle: create() loads weights on all ranks and takes every byte the step loop needs.
 // Threads: as Executor; one thread per rank and one for interrupts besides, asleep between steps.
 class Engine final : public Executor {
  public:
-  // `last_token_id`: ids above are padding and never sampled.
+  // `last_token_id`: ids above are padding and never sampled. What does not fit is refused before
+  // any weight is read (plan_memory()).
   [[nodiscard]] static absl::StatusOr<std::unique_ptr<Engine>> create(
       const checkpoint::WeightSource& source,
       const EngineOptions& options,
       TokenId last_token_id,
-      const LoadFraction& progress);
+      const LoadFraction& progress,
+      const PlanListener& planned = nullptr);
   ~Engine() override;
 
   [[nodiscard]] absl::StatusOr<StepOutput> execute(std::span<const SequenceStep> batch) override;
@@ -75,7 +82,8 @@ class Engine final : public Executor {
   [[nodiscard]] absl::Status recover() override;
 
   [[nodiscard]] const CachePlan& cache() const;
-  [[nodiscard]] std::string device() const;  // "cpu (AVX3, 2 threads)", "cuda (NVIDIA H200)"
+  [[nodiscard]] MemoryReport memory() const;  // as of now
+  [[nodiscard]] std::string device() const;   // "cpu (AVX3, 2 threads)", "cuda (NVIDIA H200)"
 
  private:
   class Impl;

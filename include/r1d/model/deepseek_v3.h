@@ -29,6 +29,26 @@ namespace r1d::model {
                                                         const checkpoint::RankShard& shard,
                                                         bool with_mtp);
 
+// What a rank's weights take in memory, as loaded: scales and alignment with the tensor they belong
+// to, norms and biases as f32.
+struct RankWeights {
+  int64_t attention = 0;
+  int64_t experts = 0;  // routed
+  int64_t shared_experts = 0;
+  int64_t dense = 0;  // feed-forward blocks without experts
+  int64_t routers = 0;
+  int64_t embeddings = 0;  // embedding and head
+  int64_t norms = 0;
+  int64_t mtp = 0;  // all of the MTP layers
+  [[nodiscard]] int64_t total() const {
+    return attention + experts + shared_experts + dense + routers + embeddings + norms + mtp;
+  }
+};
+// Pure; exactly what load() takes.
+[[nodiscard]] absl::StatusOr<RankWeights> plan_weights(const checkpoint::WeightSource& source,
+                                                       const checkpoint::RankShard& shard,
+                                                       bool with_mtp);
+
 // Told after every tensor how many bytes it brought; an error stops the load and is passed on.
 using LoadProgress = std::function<absl::Status(int64_t bytes)>;
 

@@ -32,6 +32,12 @@ struct CpuOptions {
 // log(sum(exp(x))) of finite numbers, at least one; in f32, good to 1e-4.
 [[nodiscard]] float log_sum_exp(std::span<const float> x);
 
+// What each of `world_size` ranks takes besides weights, latent cache and activations. Pure: no
+// memory is taken, no thread started.
+[[nodiscard]] MemoryUse plan_cpu_memory(const ModelDims& dims,
+                                        const CpuOptions& options,
+                                        int32_t world_size);
+
 // One Ops per rank over the `local` communicator (threads of one process). The ranks' collectives
 // meet each other: each returned object must be driven by a thread of its own.
 [[nodiscard]] std::vector<std::unique_ptr<Ops>> make_local_cpu_ops(

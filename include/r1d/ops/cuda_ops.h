@@ -47,8 +47,35 @@ struct CudaRankOptions {
 [[nodiscard]] absl::StatusOr<std::vector<std::unique_ptr<Ops>>> make_cuda_ranks(
     const std::vector<ModelDims>& dims, const CudaOptions& options, const CudaRankOptions& ranks);
 
-// Bytes that make_cuda_ops takes on the GPU besides weights and latent cache; for plans.
-[[nodiscard]] int64_t cuda_workspace_bytes(const ModelDims& dims, const CudaOptions& options);
+// What the sizes of workspaces depend on.
+struct GpuTarget {
+  int32_t compute_capability = 90;  // 10 * major + minor
+  int32_t num_multiprocessors = 132;
+};
+
+// What a rank's model has, as far as operators take memory for it.
+struct CudaLayers {
+  int32_t attention = 0;
+  int32_t moe = 0;
+  int64_t local_experts = 0;  // of one layer
+  bool fp8 = false;
+};
+
+// Bytes that make_cuda_ops takes on the GPU as workspaces. Pure, and the same in builds without a
+// toolkit.
+[[nodiscard]] int64_t cuda_workspace_bytes(const ModelDims& dims,
+                                           const CudaOptions& options,
+                                           const GpuTarget& gpu);
+
+// What a rank on a GPU takes besides weights as loaded, latent cache and activations: workspaces,
+// and (as kWeights) weights in the forms that kernels read. Pure.
+[[nodiscard]] MemoryUse plan_cuda_memory(const ModelDims& dims,
+                                         const CudaOptions& options,
+                                         const GpuTarget& gpu,
+                                         const CudaLayers& layers);
+
+// The driver's share of recorded decode steps, estimated.
+[[nodiscard]] int64_t cuda_graph_bytes(const CudaOptions& options, const CudaLayers& layers);
 
 // What a kind of kernel owes in one step, all layers together: what its inputs and outputs weigh,
 // each once, and the multiply-adds times two.

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -13,6 +14,7 @@
 #include <absl/status/statusor.h>
 
 #include "r1d/base/types.h"
+#include "r1d/ops/memory.h"
 #include "r1d/ops/tensor.h"
 
 namespace r1d::ops {
@@ -196,9 +198,17 @@ class Ops {
 
   [[nodiscard]] virtual DType activation_dtype() const = 0;
 
-  // kResourceExhausted says what the memory was for. 64-byte aligned, zeroed.
+  // kResourceExhausted says what the memory was for. 64-byte aligned, zeroed. Counted under `kind`
+  // until the buffer goes.
   [[nodiscard]] virtual absl::StatusOr<std::unique_ptr<Buffer>> allocate(
-      size_t bytes, const std::string& what) = 0;
+      size_t bytes, MemoryKind kind, const std::string& what) = 0;
+  // What this object holds now: buffers that were allocated, and what it took for itself. Callable
+  // from any thread.
+  [[nodiscard]] virtual MemoryUse memory_use() const = 0;
+  // Of the rank's device, after attach(); nullopt: the rank has no device memory of its own.
+  [[nodiscard]] virtual absl::StatusOr<std::optional<DeviceBytes>> device_bytes() const {
+    return std::nullopt;
+  }
   // Copies host bytes to device memory; done on return. For the CPU a memcpy (or nothing when
   // source and target are the same).
   [[nodiscard]] virtual absl::Status upload(std::byte* device, std::span<const std::byte> host) = 0;

@@ -113,6 +113,21 @@ class StartupMetrics {
   std::unique_ptr<Impl> impl_;
 };
 
+// Fed while the daemon starts: memory by plan and in use. `kind` is a literal from a closed set,
+// engine::memory_part_name() of a plan and ops::memory_kind_name() of what is in use. Thread-safe.
+class MemoryMetrics {
+ public:
+  explicit MemoryMetrics(Registry& registry);
+  ~MemoryMetrics();
+  void planned(const char* kind, int64_t bytes);
+  void used(int32_t rank, const char* kind, int64_t bytes);
+  void measured(int64_t bytes);
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
 // The served model, as the labels of other tools' dialects describe it.
 struct ModelLabels {
   std::string name;

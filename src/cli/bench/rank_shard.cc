@@ -170,7 +170,9 @@ class RankShardBench {
     const int64_t width = config.latent_width();
     for (int32_t layer = 0; layer < config.num_hidden_layers; ++layer) {
       R1D_ASSIGN_OR_RETURN(auto buffer,
-                           ops_->allocate(static_cast<size_t>(rows * width * 2), "latent cache"));
+                           ops_->allocate(static_cast<size_t>(rows * width * 2),
+                                          ops::MemoryKind::kLatentCache,
+                                          "latent cache"));
       R1D_ASSIGN_OR_RETURN(const bool filled,
                            ops_->fill(buffer->data(),
                                       {.key = static_cast<uint64_t>(layer) + 1,

@@ -110,6 +110,10 @@ BlasLt::BlasLt(BlasLt&&) noexcept = default;
 BlasLt& BlasLt::operator=(BlasLt&&) noexcept = default;
 BlasLt::~BlasLt() = default;
 
+int64_t BlasLt::workspace_bytes() {
+  return static_cast<int64_t>(kWorkspaceBytes);
+}
+
 absl::StatusOr<BlasLt> BlasLt::create() {
   BlasLt blas;
   blas.state_ = std::make_unique<State>();

@@ -41,35 +41,58 @@ int64_t max_cols(const ModelDims& dims) {
 
 class CpuOps final : public Ops {
  public:
-  CpuOps(ModelDims dims, const CpuOptions& options, std::shared_ptr<LocalGroup> group, int32_t rank)
+  enum class Purpose : uint8_t { kRun, kMeasure };  // kMeasure: nothing is taken or started
+
+  CpuOps(ModelDims dims,
+         const CpuOptions& options,
+         std::shared_ptr<LocalGroup> group,
+         int32_t rank,
+         Purpose purpose = Purpose::kRun)
       : dims_(std::move(dims)),
         group_(std::move(group)),
         rank_(rank),
-        parallel_(options.num_threads),
+        largest_exchange_(largest_exchange(options)),
+        parallel_(options.num_threads, purpose == Purpose::kRun),
         gemm_(parallel_, options.bf16_dot, max_cols(dims_)),
         step_(dims_, std::max(1, options.max_tokens)),
         attention_(
             dims_, options.mla_form, parallel_, gemm_, step_, std::max(1, options.max_tokens)),
         feed_forward_(dims_, parallel_, gemm_, std::max(1, options.max_tokens)) {
-    Arena measure(nullptr);
-    layout(measure);
-    auto memory = HostMemory::allocate(measure.used(), "scratch for activations");
+    const MemoryUse needs = own_memory();
+    if (purpose == Purpose::kMeasure) return;
+    const int64_t bytes = needs[MemoryKind::kWorkspaces];
+    auto memory = HostMemory::allocate(static_cast<size_t>(bytes), "scratch for activations");
     scratch_status_ = memory.status();
     if (!memory.ok()) return;
     scratch_ = std::move(memory).value();
     Arena arena(scratch_.data());
     layout(arena);
+    group_->reserve(rank_, largest_exchange_);
+    meter_.add(MemoryKind::kWorkspaces, bytes);
+    meter_.add(MemoryKind::kCollectives, needs[MemoryKind::kCollectives]);
+  }
+
+  // What the constructor takes.
+  [[nodiscard]] MemoryUse own_memory() {
+    Arena measure(nullptr);
+    layout(measure);
+    MemoryUse use;
+    use[MemoryKind::kWorkspaces] = static_cast<int64_t>(measure.used());
+    use[MemoryKind::kCollectives] = LocalGroup::slot_bytes(group_->world_size(), largest_exchange_);
+    return use;
   }
 
   [[nodiscard]] DType activation_dtype() const override { return DType::kF32; }
   [[nodiscard]] bool host_addressable() const override { return true; }
 
   [[nodiscard]] absl::StatusOr<std::unique_ptr<Buffer>> allocate(size_t bytes,
+                                                                 MemoryKind kind,
                                                                  const std::string& what) override {
     R1D_RETURN_IF_ERROR(scratch_status_);
     R1D_ASSIGN_OR_RETURN(HostMemory memory, HostMemory::allocate(bytes, what));
-    return make_buffer(std::move(memory));
+    return make_buffer(std::move(memory), {meter_, kind, static_cast<int64_t>(bytes)});
   }
+  [[nodiscard]] MemoryUse memory_use() const override { return meter_.use(); }
 
   [[nodiscard]] absl::Status upload(std::byte* device, std::span<const std::byte> host) override {
     if (device != host.data() && !host.empty()) std::memcpy(device, host.data(), host.size());
@@ -171,10 +194,15 @@ class CpuOps final : public Ops {
     attention_.layout(arena);
     feed_forward_.layout(arena);
     if (group_->world_size() > 1) {
-      const int64_t share = dims_.vocab_size / group_->world_size() + 1;
-      logit_share_ = share;
-      logits_ = arena.take<float>(kLogitRows * share);
+      logit_share_ = dims_.vocab_size / group_->world_size() + 1;
+      logits_ = arena.take<float>(kLogitRows * logit_share_);
     }
+  }
+
+  // Elements of a rank's share of its largest collective: hidden states of a step, or logits.
+  [[nodiscard]] int64_t largest_exchange(const CpuOptions& options) const {
+    return std::max(std::max(1, options.max_tokens) * dims_.hidden_size,
+                    kLogitRows * (dims_.vocab_size / group_->world_size() + 1));
   }
 
   void check_activations(const Tensor& x) const {
@@ -233,6 +261,8 @@ class CpuOps final : public Ops {
   const ModelDims dims_;
   const std::shared_ptr<LocalGroup> group_;  // shared by the ranks: the last one frees it
   const int32_t rank_;
+  const int64_t largest_exchange_;  // elements
+  MemoryMeter meter_;
   Parallel parallel_;
   Gemm gemm_;
   Step step_;
@@ -250,6 +280,15 @@ class CpuOps final : public Ops {
 std::string cpu_target(bool bf16_dot) {
   const std::string target = cpu::vector_target();
   return bf16_dot && cpu::has_bf16_dot() ? target + "+BF16" : target;
+}
+
+MemoryUse plan_cpu_memory(const ModelDims& dims, const CpuOptions& options, int32_t world_size) {
+  return cpu::CpuOps(dims,
+                     options,
+                     std::make_shared<cpu::LocalGroup>(world_size),
+                     0,
+                     cpu::CpuOps::Purpose::kMeasure)
+      .own_memory();
 }
 
 std::vector<std::unique_ptr<Ops>> make_local_cpu_ops(const std::vector<ModelDims>& dims,

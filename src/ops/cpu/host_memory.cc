@@ -28,12 +28,14 @@ std::byte* take(size_t bytes) {
 
 class HostBuffer final : public Buffer {
  public:
-  explicit HostBuffer(HostMemory memory) : memory_(std::move(memory)) {}
+  HostBuffer(HostMemory memory, MemoryMeter::Share share)
+      : memory_(std::move(memory)), share_(std::move(share)) {}
   [[nodiscard]] std::byte* data() override { return memory_.data(); }
   [[nodiscard]] size_t size() const override { return memory_.size(); }
 
  private:
   HostMemory memory_;
+  const MemoryMeter::Share share_;
 };
 
 }  // namespace
@@ -64,8 +66,8 @@ absl::StatusOr<HostMemory> HostMemory::allocate(size_t bytes, const std::string&
   return memory;
 }
 
-std::unique_ptr<Buffer> make_buffer(HostMemory memory) {
-  return std::make_unique<HostBuffer>(std::move(memory));
+std::unique_ptr<Buffer> make_buffer(HostMemory memory, MemoryMeter::Share share) {
+  return std::make_unique<HostBuffer>(std::move(memory), std::move(share));
 }
 
 }  // namespace r1d::ops::cpu

@@ -35,8 +35,8 @@ class HostMemory {
   size_t size_ = 0;
 };
 
-// HostMemory behind the interface of ops.h.
-[[nodiscard]] std::unique_ptr<Buffer> make_buffer(HostMemory memory);
+// HostMemory behind the interface of ops.h; `share` counts it.
+[[nodiscard]] std::unique_ptr<Buffer> make_buffer(HostMemory memory, MemoryMeter::Share share);
 
 // Cuts one block into arrays. Without memory it only counts, so that one layout function both
 // measures and hands out.

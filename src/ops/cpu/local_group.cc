@@ -37,6 +37,18 @@ LocalGroup::LocalGroup(int32_t world_size)
   for (Slots& slots : rounds_) slots.resize(static_cast<size_t>(world_size));
 }
 
+int64_t LocalGroup::slot_bytes(int32_t world_size, int64_t largest) {
+  if (world_size == 1) return 0;  // nothing is exchanged
+  const int64_t elements = std::min(largest, static_cast<int64_t>(kRoundElements));
+  return 2 * elements * static_cast<int64_t>(sizeof(float));
+}
+
+void LocalGroup::reserve(int32_t rank, int64_t largest) {
+  if (world_size_ == 1) return;
+  const size_t elements = std::min(static_cast<size_t>(largest), kRoundElements);
+  for (Slots& slots : rounds_) slots[static_cast<size_t>(rank)].data.resize(elements);
+}
+
 absl::StatusOr<const LocalGroup::Slots*> LocalGroup::exchange(int32_t rank,
                                                               std::span<const float> data,
                                                               const Columns& columns,

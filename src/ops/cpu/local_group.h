@@ -27,6 +27,11 @@ class LocalGroup {
 
   [[nodiscard]] int32_t world_size() const { return world_size_; }
 
+  // Bytes that one rank's slots hold when the largest collective passes `largest` elements a rank.
+  [[nodiscard]] static int64_t slot_bytes(int32_t world_size, int64_t largest);
+  // Takes them, so that no collective does. Before the ranks' threads run.
+  void reserve(int32_t rank, int64_t largest);
+
   // data = sum over ranks, added in rank order: the same bits on every rank. Same size everywhere.
   [[nodiscard]] absl::Status all_reduce_sum(int32_t rank, std::span<float> data);
 

@@ -15,9 +15,11 @@ class Parallel {
   // nanosecond, so that loops below this many run faster on the caller alone.
   static constexpr int64_t kInlineWork = int64_t{1} << 18;
 
-  explicit Parallel(int32_t num_threads) : pool_(num_threads) {}
+  // Without `starts` no thread is started: for working out how much scratch so many would need.
+  explicit Parallel(int32_t num_threads, bool starts = true)
+      : num_threads_(num_threads), pool_(starts ? num_threads : 1) {}
 
-  [[nodiscard]] int32_t num_threads() const { return pool_.num_threads(); }
+  [[nodiscard]] int32_t num_threads() const { return num_threads_; }
   [[nodiscard]] uint64_t progress() const { return pool_.progress(); }  // callable from any thread
 
   // body(task, thread) for tasks 0 .. num_tasks - 1; `work` is about how many multiply-adds all
@@ -32,6 +34,7 @@ class Parallel {
   }
 
  private:
+  const int32_t num_threads_;
   base::ThreadPool pool_;
 };
 

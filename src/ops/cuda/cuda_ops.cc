@@ -30,6 +30,7 @@
 #include "ops/cuda/prepared.h"
 #include "ops/cuda/sampler.h"
 #include "ops/cuda/step.h"
+#include "ops/cuda_memory.h"
 
 namespace r1d::ops {
 namespace cuda {
@@ -37,19 +38,16 @@ namespace {
 
 using kernels::Launch;
 
-// Batch sizes that decode graphs are recorded for; a step takes the next larger one. Fine steps
-// where a padding row costs most of a percent, coarse ones where it does not.
-constexpr std::array<int32_t, 15> kBuckets = {
-    1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256};
-
 class CudaBuffer final : public Buffer {
  public:
-  explicit CudaBuffer(device::DeviceMemory memory) : memory_(std::move(memory)) {}
+  CudaBuffer(device::DeviceMemory memory, MemoryMeter::Share share)
+      : memory_(std::move(memory)), share_(std::move(share)) {}
   [[nodiscard]] std::byte* data() override { return memory_.data(); }
   [[nodiscard]] size_t size() const override { return memory_.size(); }
 
  private:
   device::DeviceMemory memory_;
+  const MemoryMeter::Share share_;
 };
 
 __nv_bfloat16* bf16(const Tensor& tensor) {
@@ -111,15 +109,22 @@ class CudaOps final : public Ops, public CudaProbe {
     inv_freq_ = arena.take<float>(static_cast<int64_t>(dims_.rope_inv_freq.size()));
     return arena.used();
   }
+  // What attach() takes on the device.
+  [[nodiscard]] int64_t workspace_bytes() {
+    return static_cast<int64_t>(layout(nullptr)) + step_.input_bytes() + sampler_.buffer_bytes() +
+           device::BlasLt::workspace_bytes();
+  }
 
   [[nodiscard]] absl::Status attach() override {
     R1D_RETURN_IF_ERROR(device::use_device(options_.device));
+    R1D_ASSIGN_OR_RETURN(memory_at_start_, device::memory_info());
     R1D_ASSIGN_OR_RETURN(stream_, device::Stream::create());
     R1D_ASSIGN_OR_RETURN(blas_, device::BlasLt::create());
     R1D_ASSIGN_OR_RETURN(begin_, device::Event::create());
     R1D_ASSIGN_OR_RETURN(end_, device::Event::create());
     R1D_RETURN_IF_ERROR(step_.create());
     R1D_RETURN_IF_ERROR(sampler_.create());
+    meter_.add(MemoryKind::kWorkspaces, workspace_bytes());
     R1D_ASSIGN_OR_RETURN(workspace_,
                          device::DeviceMemory::allocate(layout(nullptr), "workspaces of a step"));
     layout(workspace_.data());
@@ -133,9 +138,18 @@ class CudaOps final : public Ops, public CudaProbe {
   [[nodiscard]] DType activation_dtype() const override { return DType::kBF16; }
 
   [[nodiscard]] absl::StatusOr<std::unique_ptr<Buffer>> allocate(size_t bytes,
+                                                                 MemoryKind kind,
                                                                  const std::string& what) override {
     R1D_ASSIGN_OR_RETURN(auto memory, device::DeviceMemory::allocate(bytes, what));
-    return std::make_unique<CudaBuffer>(std::move(memory));
+    return std::make_unique<CudaBuffer>(
+        std::move(memory), MemoryMeter::Share(meter_, kind, static_cast<int64_t>(bytes)));
+  }
+  [[nodiscard]] MemoryUse memory_use() const override { return meter_.use(); }
+  [[nodiscard]] absl::StatusOr<std::optional<DeviceBytes>> device_bytes() const override {
+    R1D_ASSIGN_OR_RETURN(const device::DeviceMemoryInfo now, device::memory_info());
+    return DeviceBytes{.total = now.total_bytes,
+                       .free_at_start = memory_at_start_.free_bytes,
+                       .free_now = now.free_bytes};
   }
 
   [[nodiscard]] absl::Status upload(std::byte* device, std::span<const std::byte> host) override {
@@ -166,6 +180,8 @@ class CudaOps final : public Ops, public CudaProbe {
 
   [[nodiscard]] absl::Status prepare(AttentionWeights& weights) override {
     R1D_ASSIGN_OR_RETURN(auto prepared, preparer_->attention(weights));
+    meter_.add(MemoryKind::kWeights,
+               static_cast<int64_t>(prepared.absorbed_memory.size() + prepared.fused_scale.size()));
     weights.prepared = static_cast<int32_t>(attentions_.size());
     attentions_.push_back(std::move(prepared));
     return absl::OkStatus();
@@ -178,6 +194,7 @@ class CudaOps final : public Ops, public CudaProbe {
   }
   [[nodiscard]] absl::Status prepare(MoeWeights& weights) override {
     R1D_ASSIGN_OR_RETURN(auto prepared, preparer_->moe(weights));
+    meter_.add(MemoryKind::kWeights, static_cast<int64_t>(prepared.matrices.size()));
     weights.prepared = static_cast<int32_t>(moes_.size());
     moes_.push_back(std::move(prepared));
     return absl::OkStatus();
@@ -185,7 +202,7 @@ class CudaOps final : public Ops, public CudaProbe {
 
   [[nodiscard]] std::vector<int32_t> batch_sizes_to_warm() const override {
     std::vector<int32_t> sizes;
-    for (const int32_t size : kBuckets) {
+    for (const int32_t size : kGraphBuckets) {
       if (!sizes.empty() && sizes.back() >= options_.max_sequences) break;
       sizes.push_back(std::min(size, options_.max_sequences));
     }
@@ -453,11 +470,11 @@ class CudaOps final : public Ops, public CudaProbe {
                                      inputs.sequences.end(),
                                      [](const SequenceSpan& span) { return span.query_len == 1; });
     const bool records = options_.graphs && (!collectives_ || collectives_->has_peer_memory());
-    if (!records || !decodes || tokens == 0 || tokens > kBuckets.back() ||
+    if (!records || !decodes || tokens == 0 || tokens > kGraphBuckets.back() ||
         inputs.logit_rows.size() != inputs.token_ids.size()) {
       return 0;
     }
-    return *std::lower_bound(kBuckets.begin(), kBuckets.end(), tokens);
+    return *std::lower_bound(kGraphBuckets.begin(), kGraphBuckets.end(), tokens);
   }
 
   void choose_mode(int32_t bucket) {
@@ -561,6 +578,8 @@ class CudaOps final : public Ops, public CudaProbe {
   device::BlasLt blas_;
   device::Event begin_;
   device::Event end_;
+  device::DeviceMemoryInfo memory_at_start_;
+  MemoryMeter meter_;
   device::DeviceMemory workspace_;
   Launches launches_;
   DeviceStep step_;
@@ -662,16 +681,14 @@ absl::StatusOr<std::vector<std::unique_ptr<Ops>>> make_cuda_ranks(
   return made;
 }
 
-int64_t cuda_workspace_bytes(const ModelDims& dims, const CudaOptions& options) {
-  device::GpuInfo hopper;  // the GPU that takes the most
-  hopper.compute_major = 9;
-  hopper.num_multiprocessors = 132;
-  const size_t workspace = cuda::CudaOps(dims, options, hopper, nullptr, 0).layout(nullptr);
-  int64_t bytes = static_cast<int64_t>(workspace);
-  if (options.world_size > 1) {
-    bytes += cuda::peer_layout(collective_table(options.world_size), options.world_size).bytes;
-  }
-  return bytes;
+int64_t cuda_workspace_bytes(const ModelDims& dims,
+                             const CudaOptions& options,
+                             const GpuTarget& gpu) {
+  device::GpuInfo info;
+  info.compute_major = gpu.compute_capability / 10;
+  info.compute_minor = gpu.compute_capability % 10;
+  info.num_multiprocessors = gpu.num_multiprocessors;
+  return cuda::CudaOps(dims, options, info, nullptr, 0).workspace_bytes();
 }
 
 CudaProbe* cuda_probe(Ops& ops) {

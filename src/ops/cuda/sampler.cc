@@ -44,6 +44,16 @@ struct ResultOffsets {
   size_t end;
 };
 
+// A start; reserve() doubles.
+size_t first_input_bytes(size_t rows) {
+  constexpr size_t kListBytes = size_t{1} << 20;
+  return rows * sizeof(SamplerRow) + kListBytes;
+}
+size_t first_result_bytes(size_t rows) {
+  constexpr size_t kTop = 32;
+  return ResultOffsets(rows, kTop).end;
+}
+
 SamplerRow device_row(const SampleRow& row) {
   SamplerRow out;
   out.temperature = row.temperature;
@@ -88,11 +98,14 @@ void DeviceSampler::layout(Arena& arena) {
   workspace_ = arena.take<std::byte>(plan_.workspace_bytes);
 }
 
+int64_t DeviceSampler::buffer_bytes() const {
+  const auto rows = static_cast<size_t>(max_rows_);
+  return static_cast<int64_t>(first_input_bytes(rows) + first_result_bytes(rows));
+}
+
 absl::Status DeviceSampler::create() {
-  constexpr size_t kListBytes = size_t{1} << 20;  // a start; reserve() doubles
-  const size_t rows = static_cast<size_t>(max_rows_);
-  const size_t inputs = rows * sizeof(SamplerRow) + kListBytes;
-  const size_t results = ResultOffsets(rows, 32).end;
+  const size_t inputs = first_input_bytes(static_cast<size_t>(max_rows_));
+  const size_t results = first_result_bytes(static_cast<size_t>(max_rows_));
   R1D_ASSIGN_OR_RETURN(staging_, device::PinnedMemory::allocate(inputs, "sampling parameters"));
   R1D_ASSIGN_OR_RETURN(inputs_, device::DeviceMemory::allocate(inputs, "sampling parameters"));
   R1D_ASSIGN_OR_RETURN(results_, device::PinnedMemory::allocate(results, "sampled tokens"));

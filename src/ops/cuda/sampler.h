@@ -28,6 +28,8 @@ class DeviceSampler {
   [[nodiscard]] absl::Status
   create();  // staging memory for rows; lists grow with what is asked for
 
+  [[nodiscard]] int64_t buffer_bytes() const;  // on the device, what create() takes
+
   // Enqueues sampling of request.rows from logits [rows, stride] f32.
   [[nodiscard]] absl::Status enqueue(const SampleRequest& request,
                                      const float* logits,

@@ -64,8 +64,13 @@ DeviceStep::DeviceStep(const ModelDims& dims, const CudaOptions& options, bool s
       key_capacity_(key_rows(options)),
       longest_keys_(longest_keys(options)) {}
 
+int64_t DeviceStep::input_bytes() const {
+  return static_cast<int64_t>(
+      staging_bytes(options_, splits_prefill_, longest_keys_, key_capacity_));
+}
+
 absl::Status DeviceStep::create() {
-  const size_t bytes = staging_bytes(options_, splits_prefill_, longest_keys_, key_capacity_);
+  const auto bytes = static_cast<size_t>(input_bytes());
   R1D_ASSIGN_OR_RETURN(staging_, device::PinnedMemory::allocate(bytes, "inputs of a step"));
   R1D_ASSIGN_OR_RETURN(inputs_, device::DeviceMemory::allocate(bytes, "inputs of a step"));
   return absl::OkStatus();

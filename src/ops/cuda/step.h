@@ -37,8 +37,9 @@ class DeviceStep {
 
   DeviceStep(const ModelDims& dims, const CudaOptions& options, bool splits_prefill);
 
-  [[nodiscard]] absl::Status create();  // pinned memory and the device's copy
-  void layout(Arena& arena);            // what kernels derive: positions, slots, angles
+  [[nodiscard]] absl::Status create();        // pinned memory and the device's copy
+  [[nodiscard]] int64_t input_bytes() const;  // of each, what create() takes
+  void layout(Arena& arena);                  // what kernels derive: positions, slots, angles
 
   // Checks `inputs`, lays them out for `padded_tokens` tokens (0: as many as there are; else every
   // sequence has one token and padding sequences are added) and enqueues the copy.
