@@ -51,6 +51,10 @@ struct PackedHeader {
   std::vector<uint64_t> checksums;  // a piece each
 };
 
+// Records, checksums and names, padded: the bytes between the first page and the data.
+[[nodiscard]] std::string encode_packed_table(const PackedLayout& layout,
+                                              std::span<const uint64_t> checksums);
+
 // All bytes before the data. The page's sizes and table checksum are filled in from the rest.
 [[nodiscard]] std::string encode_packed_header(PackedPage page,
                                                const PackedLayout& layout,

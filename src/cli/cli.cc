@@ -121,10 +121,8 @@ void add_inspect(CLI::App& app, Action& action) {
 void add_pack(CLI::App& app, Action& action) {
   CLI::App* command = app.add_subcommand(
       "pack",
-      "Write a checkpoint as one file a rank, in the order in which ranks hold it, with "
-      "checksums:\n"
-      "`serve --model DIR --world-size N` then loads by straight reads. It takes as much disk as\n"
-      "the checkpoint, and fits one world size and one split of experts (docs/packing.md)");
+      "Write a checkpoint as one file a rank, with checksums, for one world size; serve it with "
+      "`serve --model DIR --world-size N`");
   auto options = std::make_shared<PackCommandOptions>();
   command->add_option("model", options->model, "Hugging Face directory")->required();
   command->add_option("--world-size", options->world_size, "Ranks that will serve it")
