@@ -19,7 +19,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::string_view kPartial = ".partial";
+constexpr std::string_view kPartial = ".r1d-partial";
 
 std::string error_text(int error) {
   return std::generic_category().message(error);

@@ -93,18 +93,18 @@ TEST_F(PackWriterTest, KilledInTheMiddleItLeavesNothingThatOpensAndNothingThatHi
         "");
     const std::set<std::string> left = files_in(dir());
     EXPECT_FALSE(left.empty());
-    EXPECT_THAT(left, Each(testing::EndsWith(".partial")));
+    EXPECT_THAT(left, Each(testing::EndsWith(".r1d-partial")));
     EXPECT_FALSE(is_packed(dir()));
     EXPECT_FALSE(open_checkpoint(dir(), {}).ok());
     for (const std::string& name : left) {  // not under its right name either
-      const std::string whole = name.substr(0, name.size() - std::string(".partial").size());
+      const std::string whole = name.substr(0, name.size() - std::string(".r1d-partial").size());
       fs::copy_file(dir() + "/" + name, dir() + "/" + whole);
     }
     fs::copy_file(model_.path() + "/config.json", dir() + "/config.json");
     const auto opened = open_checkpoint(dir(), {});
     EXPECT_THAT(message_of(opened.status()), HasSubstr("no packed file, or one whose packing"));
     for (const std::string& name : files_in(dir())) {
-      if (!name.ends_with(".partial")) fs::remove(dir() + "/" + name);
+      if (!name.ends_with(".r1d-partial")) fs::remove(dir() + "/" + name);
     }
   }
   const auto again = pack();
@@ -133,13 +133,15 @@ TEST_F(PackWriterTest, CancelledItRemovesAllThatItBegan) {
 
 TEST_F(PackWriterTest, OverwritesNothing) {
   fs::create_directory(dir());
-  test::write_file(dir() + "/notes.txt", "mine");
-  const auto packed = pack();
-  EXPECT_EQ(packed.status().code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_THAT(message_of(packed.status()),
-              AllOf(HasSubstr(dir()), HasSubstr("not empty"), HasSubstr("notes.txt")));
-  EXPECT_EQ(files_in(dir()), std::set<std::string>{"notes.txt"});
-  fs::remove(dir() + "/notes.txt");
+  for (const std::string name : {"notes.txt", "download.partial"}) {
+    test::write_file(dir() + "/" + name, "mine");
+    const auto packed = pack();
+    EXPECT_EQ(packed.status().code(), absl::StatusCode::kFailedPrecondition);
+    EXPECT_THAT(message_of(packed.status()),
+                AllOf(HasSubstr(dir()), HasSubstr("not empty"), HasSubstr(name)));
+    EXPECT_EQ(files_in(dir()), std::set<std::string>{name});
+    fs::remove(dir() + "/" + name);
+  }
   ASSERT_TRUE(pack().ok());
   EXPECT_THAT(message_of(pack().status()), HasSubstr("not empty"));
   EXPECT_TRUE(open_checkpoint(dir(), {}).ok());
@@ -182,7 +184,7 @@ TEST_F(PackWriterTest, RemovesWhatItBeganWhenAWriteFails) {
   ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &before), 0);
   std::signal(SIGXFSZ, handler);
   ASSERT_FALSE(packed.ok());
-  EXPECT_THAT(message_of(packed.status()), HasSubstr("rank-00-of-02.r1dpack.partial"));
+  EXPECT_THAT(message_of(packed.status()), HasSubstr("rank-00-of-02.r1dpack.r1d-partial"));
   EXPECT_FALSE(fs::exists(dir()));
 }
 

@@ -108,7 +108,7 @@ def test_stopped_in_the_middle_it_leaves_nothing_that_opens(way, tmp_path, monke
     monkeypatch.setenv("R1D_FAULT", "checkpoint.read=delay:20ms")  # long enough to be in the middle
     packing = subprocess.Popen([r1d.BINARY, "pack", NANO, "--world-size", "2", "--output", output],
                                stderr=subprocess.PIPE, text=True)
-    r1d.wait_until(lambda: any(file.stat().st_blocks for file in output.glob("*.partial")), "the first bytes")
+    r1d.wait_until(lambda: any(file.stat().st_blocks for file in output.glob("*.r1d-partial")), "the first bytes")
     packing.send_signal(way)
     _, error = packing.communicate(timeout=60)
     assert packing.returncode == (1 if way == signal.SIGTERM else -way)
@@ -116,7 +116,7 @@ def test_stopped_in_the_middle_it_leaves_nothing_that_opens(way, tmp_path, monke
         assert "stopped" in error
         assert not output.exists()
     else:
-        assert all(file.suffix == ".partial" for file in output.iterdir())
+        assert all(file.suffix == ".r1d-partial" for file in output.iterdir())
         refused("serve", "--model", output, *ANY_PORTS, saying=[output])
     monkeypatch.delenv("R1D_FAULT")
     pack(NANO, output, 2, "--verify")

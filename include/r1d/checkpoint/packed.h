@@ -69,7 +69,7 @@ struct Packed {
 };
 
 // Packs the Hugging Face directory `model_dir` into `dir`, which is created. Every file is written
-// under a name ending in ".partial", synced, and renamed when all are whole, config.json last.
+// under a name ending in ".r1d-partial", synced, and renamed when all are whole, config.json last.
 // Refused: a directory that holds anything but what an interrupted run left behind, one that
 // another process packs into, and a disk with too little room, with the sum. What was begun is
 // removed on failure.
