@@ -3,14 +3,11 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cerrno>
 #include <cstddef>
-#include <fcntl.h>
 #include <filesystem>
 #include <memory>
 #include <span>
 #include <system_error>
-#include <unistd.h>
 #include <utility>
 #include <vector>
 
@@ -18,6 +15,7 @@
 #include "r1d/base/thread_pool.h"
 
 #include "checkpoint/errors.h"
+#include "checkpoint/new_file.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/shard_layout.h"
 
@@ -28,63 +26,6 @@ namespace fs = std::filesystem;
 
 // Large enough for a disk's full speed, small enough to stay near the caches until it is written.
 constexpr int64_t kPieceBytes = 16 << 20;
-
-absl::Status system_error(const std::string& path, const std::string& what, int error) {
-  const std::string text = std::generic_category().message(error);
-  if (error == ENOSPC || error == EDQUOT) {
-    return resource_exhausted("{}: {}: {}", path, what, text);
-  }
-  return failed_precondition("{}: {}: {}", path, what, text);
-}
-
-// A new file, removed again unless keep() was called. Threads: write_at() on several.
-class NewFile {
- public:
-  static absl::StatusOr<std::unique_ptr<NewFile>> create(const std::string& path) {
-    const int descriptor = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-    if (descriptor < 0) return system_error(path, "cannot be created", errno);
-    return std::unique_ptr<NewFile>(new NewFile(path, descriptor));
-  }
-
-  ~NewFile() {
-    if (descriptor_ >= 0) ::close(descriptor_);
-    if (!kept_) ::unlink(path_.c_str());
-  }
-  NewFile(const NewFile&) = delete;
-  NewFile& operator=(const NewFile&) = delete;
-
-  [[nodiscard]] absl::Status write_at(int64_t offset, std::span<const std::byte> data) const {
-    while (!data.empty()) {
-      const ssize_t count = ::pwrite(descriptor_, data.data(), data.size(), offset);
-      if (count < 0 && errno == EINTR) continue;
-      if (count <= 0) {
-        return system_error(
-            path_,
-            fmt::format("writing {} bytes at byte {} failed", grouped(std::ssize(data)), offset),
-            count == 0 ? ENOSPC : errno);
-      }
-      offset += count;
-      data = data.subspan(static_cast<size_t>(count));
-    }
-    return absl::OkStatus();
-  }
-
-  [[nodiscard]] absl::Status close() {
-    if (::close(std::exchange(descriptor_, -1)) != 0) {
-      return system_error(path_, "closing it failed", errno);
-    }
-    return absl::OkStatus();
-  }
-
-  void keep() { kept_ = true; }
-
- private:
-  NewFile(std::string path, int descriptor) : path_(std::move(path)), descriptor_(descriptor) {}
-
-  const std::string path_;
-  int descriptor_;
-  bool kept_ = false;
-};
 
 std::span<const std::byte> bytes_of(std::string_view text) {
   return std::as_bytes(std::span(text));

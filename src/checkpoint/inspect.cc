@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "r1d/base/status.h"
+#include "r1d/checkpoint/packed.h"
 #include "r1d/checkpoint/weight_source.h"
 
 #include "checkpoint/errors.h"
@@ -127,6 +128,33 @@ void report_ranks(const WeightSource& source,
               grouped(summary.kv_values_per_token * dtype_bytes(DType::kF32)));
 }
 
+absl::Status report_all(const WeightSource& source,
+                        int32_t world_size,
+                        ExpertSplit expert_split,
+                        Report& report) {
+  R1D_ASSIGN_OR_RETURN(const Summary summary, summarize(source, world_size, expert_split));
+  report_model(source.config(), report);
+  report_weights(source, summary, report);
+  report_ranks(source, summary, world_size, expert_split, report);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> packed_report(const std::string& dir, const ReadOptions& options) {
+  R1D_ASSIGN_OR_RETURN(const auto source, open_packed(dir, options));
+  R1D_ASSIGN_OR_RETURN(const PackedInfo info, read_packed_info(dir));
+  int64_t bytes = 0;
+  for (const int64_t size : info.file_bytes) bytes += size;
+  Report report;
+  report.line("source",
+              "packed for world size {}, format version {}, headers checked against config.json",
+              info.world_size,
+              info.version);
+  report.line("  packed by", "{}", printable(info.source));
+  report.line("  files", "{}, {}", info.world_size, gigabytes(bytes));
+  R1D_RETURN_IF_ERROR(report_all(*source, info.world_size, info.expert_split, report));
+  return report.take();
+}
+
 // The weights of `dir`; without any, what config.json implies.
 absl::StatusOr<std::unique_ptr<WeightSource>> open_or_imply(const std::string& dir,
                                                             bool& has_weights) {
@@ -140,19 +168,18 @@ absl::StatusOr<std::unique_ptr<WeightSource>> open_or_imply(const std::string& d
 }  // namespace
 
 absl::StatusOr<std::string> inspect_report(const std::string& dir,
-                                           int32_t world_size,
-                                           ExpertSplit expert_split) {
+                                           std::optional<int32_t> world_size,
+                                           std::optional<ExpertSplit> expert_split) {
+  if (is_packed(dir)) return packed_report(dir, {world_size, expert_split});
   bool has_weights = false;
   R1D_ASSIGN_OR_RETURN(const std::unique_ptr<WeightSource> source, open_or_imply(dir, has_weights));
-  R1D_ASSIGN_OR_RETURN(const Summary summary, summarize(*source, world_size, expert_split));
   Report report;
   report.line("source",
               "{}",
               has_weights ? "weights, checked against config.json"
                           : "config.json alone: no weights here, sizes are what it implies");
-  report_model(source->config(), report);
-  report_weights(*source, summary, report);
-  report_ranks(*source, summary, world_size, expert_split, report);
+  R1D_RETURN_IF_ERROR(report_all(
+      *source, world_size.value_or(1), expert_split.value_or(ExpertSplit::kTensor), report));
   return report.take();
 }
 

@@ -111,11 +111,45 @@ void add_inspect(CLI::App& app, Action& action) {
   CLI::App* command =
       app.add_subcommand("inspect", "Print what a checkpoint holds and what a rank needs");
   auto options = std::make_shared<InspectOptions>();
-  command->add_option("model", options->dir, "Hugging Face directory")->required();
-  command->add_option("--world-size", options->world_size, "Ranks to share the model")
-      ->capture_default_str();
+  command->add_option("model", options->dir, "Hugging Face or packed directory")->required();
+  command->add_option("--world-size",
+                      options->world_size,
+                      "Ranks to share the model; default: 1, or what it is packed for");
   command->add_flag("--expert-parallel", options->expert_parallel, "Whole experts a rank");
   command->callback([options, &action] { action = [options] { return inspect(*options); }; });
+}
+
+void add_pack(CLI::App& app, Action& action) {
+  CLI::App* command = app.add_subcommand(
+      "pack",
+      "Write a checkpoint as one file a rank, with checksums, for one world size; serve it with "
+      "`serve --model DIR --world-size N`");
+  auto options = std::make_shared<PackCommandOptions>();
+  command->add_option("model", options->model, "Hugging Face directory")->required();
+  command->add_option("--world-size", options->world_size, "Ranks that will serve it")
+      ->required()
+      ->check(CLI::Range(1, 64));
+  command->add_flag("--expert-parallel",
+                    options->expert_parallel,
+                    "Whole experts a rank: for engine.expert_parallel");
+  command->add_option("--output", options->output, "Directory to make, or an empty one")
+      ->required();
+  command->add_option("--threads", options->num_threads, "That read and write; 0: one a core")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  command->add_flag("--verify", options->verify, "Read all of it back against its checksums");
+  command->callback([options, &action] { action = [options] { return pack(*options); }; });
+}
+
+void add_verify(CLI::App& app, Action& action) {
+  CLI::App* command = app.add_subcommand(
+      "verify", "Read a packed directory against its checksums, a checkpoint's headers and sizes");
+  auto options = std::make_shared<VerifyOptions>();
+  command->add_option("dir", options->dir, "Packed or Hugging Face directory")->required();
+  command->add_option("--threads", options->num_threads, "That read; 0: one a core")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  command->callback([options, &action] { action = [options] { return verify(*options); }; });
 }
 
 void add_make_checkpoint(CLI::App& app, Action& action) {
@@ -143,7 +177,8 @@ void add_golden(CLI::App& app, Action& action) {
       "golden",
       "Compare the engine with recorded logits and tokens (golden.json, golden.safetensors)");
   auto options = std::make_shared<GoldenOptions>();
-  command->add_option("dir", options->dir, "Checkpoint directory with golden files")->required();
+  command->add_option("dir", options->dir, "Checkpoint or packed directory with golden files")
+      ->required();
   command->add_option("--world-size", options->world_size, "Ranks")
       ->check(CLI::IsMember({1, 2, 4, 8}))
       ->capture_default_str();
@@ -288,6 +323,8 @@ int run(int argc, char** argv) {
   add_render(app, action);
   add_inspect(app, action);
   add_plan(app, action);
+  add_pack(app, action);
+  add_verify(app, action);
   add_make_checkpoint(app, action);
   add_golden(app, action);
   add_bench(app, action);

@@ -90,10 +90,28 @@ struct ChatOptions {
 
 struct InspectOptions {
   std::string dir;
-  int32_t world_size = 1;
+  std::optional<int32_t> world_size;  // default: 1, or a packed directory's own
   bool expert_parallel = false;
 };
 [[nodiscard]] absl::Status inspect(const InspectOptions& options);
+
+struct PackCommandOptions {
+  std::string model;   // Hugging Face directory
+  std::string output;  // to be made, or empty
+  int32_t world_size = 1;
+  bool expert_parallel = false;
+  int32_t num_threads = 0;  // 0: one a core
+  bool verify = false;      // read all of it again afterwards
+};
+// Writes a file a rank; ends early, and leaves nothing, on SIGTERM or SIGINT.
+[[nodiscard]] absl::Status pack(const PackCommandOptions& options);
+
+struct VerifyOptions {
+  std::string dir;
+  int32_t num_threads = 0;  // 0: one a core
+};
+// Packed files against their checksums; a checkpoint's headers and sizes. kDataLoss when damaged.
+[[nodiscard]] absl::Status verify(const VerifyOptions& options);
 
 struct MakeCheckpointOptions {
   std::string dir;           // to be made, or empty

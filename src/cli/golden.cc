@@ -10,6 +10,7 @@
 #include "r1d/base/check.h"
 #include "r1d/base/clock.h"
 #include "r1d/base/status.h"
+#include "r1d/checkpoint/packed.h"
 #include "r1d/engine/engine.h"
 #include "r1d/scheduler/scheduler.h"
 
@@ -207,7 +208,13 @@ engine::EngineOptions golden_engine_options(const GoldenOptions& options,
 }  // namespace
 
 absl::Status golden(const GoldenOptions& options) {
-  R1D_ASSIGN_OR_RETURN(const auto weights, checkpoint::open_hugging_face(options.dir));
+  R1D_ASSIGN_OR_RETURN(
+      const auto weights,
+      checkpoint::open_checkpoint(
+          options.dir,
+          {.world_size = options.world_size,
+           .expert_split = options.expert_parallel ? checkpoint::ExpertSplit::kExpert
+                                                   : checkpoint::ExpertSplit::kTensor}));
   R1D_ASSIGN_OR_RETURN(const auto cases,
                        load_golden_cases(options.dir, weights->config().vocab_size));
   int32_t longest = 0;

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "r1d/base/status.h"
+#include "r1d/checkpoint/packed.h"
 #include "r1d/device/gpu_info.h"
 
 namespace r1d::cli {
@@ -52,17 +53,33 @@ absl::StatusOr<ModelFiles> open_dummy(const config::ModelSettings& settings) {
   return files;
 }
 
-// Shards are named by file; the operator also wants the directory.
-absl::StatusOr<std::unique_ptr<checkpoint::WeightSource>> open_weights(const std::string& dir) {
-  auto weights = checkpoint::open_hugging_face(dir);
+absl::StatusOr<std::unique_ptr<checkpoint::WeightSource>> open_source(
+    const config::Config& config) {
+  const config::ModelSettings& model = config.model;
+  if (model.load_format == "safetensors") return checkpoint::open_hugging_face(model.path);
+  const checkpoint::ReadOptions options{.world_size = config.engine.world_size,
+                                        .expert_split = config.engine.expert_parallel
+                                                            ? checkpoint::ExpertSplit::kExpert
+                                                            : checkpoint::ExpertSplit::kTensor,
+                                        .verify_checksums = model.verify_checksums};
+  if (model.load_format == "packed") return checkpoint::open_packed(model.path, options);
+  return checkpoint::open_checkpoint(model.path, options);
+}
+
+// Files are named by themselves; the operator also wants the directory.
+absl::StatusOr<std::unique_ptr<checkpoint::WeightSource>> open_weights(
+    const config::Config& config) {
+  const std::string& dir = config.model.path;
+  auto weights = open_source(config);
   if (weights.ok() || message_of(weights.status()).find(dir) != std::string::npos) return weights;
   return absl::Status(weights.status().code(),
                       fmt::format("{}: {}", dir, message_of(weights.status())));
 }
 
-absl::StatusOr<ModelFiles> open_directory(const config::ModelSettings& settings) {
+absl::StatusOr<ModelFiles> open_directory(const config::Config& config) {
+  const config::ModelSettings& settings = config.model;
   ModelFiles files;
-  R1D_ASSIGN_OR_RETURN(files.weights, open_weights(settings.path));
+  R1D_ASSIGN_OR_RETURN(files.weights, open_weights(config));
   R1D_ASSIGN_OR_RETURN(const std::optional<TokenId> last, checkpoint::last_token_id(settings.path));
   const auto vocab_last = static_cast<TokenId>(files.weights->config().vocab_size - 1);
   files.last_token_id = std::min(last.value_or(vocab_last), vocab_last);
@@ -76,7 +93,7 @@ absl::StatusOr<ModelFiles> open_model(const config::Config& config) {
   const config::ModelSettings& settings = config.model;
   R1D_ASSIGN_OR_RETURN(
       ModelFiles files,
-      settings.load_format == "dummy" ? open_dummy(settings) : open_directory(settings));
+      settings.load_format == "dummy" ? open_dummy(settings) : open_directory(config));
   files.name = served_name(settings);
   if (settings.path.empty() && settings.tokenizer.empty()) return files;
   R1D_ASSIGN_OR_RETURN(

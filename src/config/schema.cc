@@ -90,18 +90,23 @@ std::vector<Key> make_schema() {
   using enum Type;
   return {
     plain(kString, "model.path", "--model", R1D_FIELD(model.path),
-          "Hugging Face directory of the checkpoint: config.json, safetensors, tokenizer. "
+          "Directory of the checkpoint: config.json, safetensors or packed files, tokenizer. "
           "Required unless model.load_format is dummy.").variable("MODEL_PATH"),
     plain(kString, "model.name", "--model-name", R1D_FIELD(model.name),
           "Name that clients see. Empty: the last part of model.path."),
     choice(kChoice, "model.load_format", "--load-format", R1D_FIELD(model.load_format),
-           {"auto", "safetensors", "dummy"},
-           "Where weights come from. auto: safetensors. dummy: random weights of the shapes that "
-           "model.config_file gives, for benchmarks."),
+           {"auto", "safetensors", "packed", "dummy"},
+           "Where weights come from. auto: the files of `r1d pack` where there are any, else "
+           "safetensors. dummy: random weights of the shapes that model.config_file gives, for "
+           "benchmarks."),
     plain(kString, "model.config_file", "--model-config", R1D_FIELD(model.config_file),
           "The config.json that dummy weights are made for."),
     number(kInteger, "model.dummy_seed", "--dummy-seed", R1D_FIELD(model.dummy_seed), {0, kLargest},
            "Seed of dummy weights; the same seed gives the same weights."),
+    plain(kBoolean, "model.verify_checksums", "--verify-checksums",
+          R1D_FIELD(model.verify_checksums),
+          "Compare packed weights with their checksums while they are loaded. Safetensors files "
+          "have none."),
     plain(kString, "model.tokenizer", "--tokenizer", R1D_FIELD(model.tokenizer),
           "A tokenizer.json, or the directory of one with its tokenizer_config.json. Empty: "
           "model.path, where it may be missing; prompts are token ids then."),

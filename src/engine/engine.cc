@@ -100,7 +100,7 @@ class Engine::Impl {
       R1D_RETURN_IF_ERROR(check_device(rank, r));
       R1D_ASSIGN_OR_RETURN(
           rank.model,
-          model::DeepSeekV3::load(source,
+          model::DeepSeekV3::load(source.for_rank(r),
                                   rank.shard,
                                   *rank.ops,
                                   options_.max_num_batched_tokens,

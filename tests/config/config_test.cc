@@ -77,6 +77,7 @@ TEST(ConfigTest, FillsEveryFieldFromItsKey) {
                                       {"model.load_format", "safetensors"},
                                       {"model.config_file", "/c"},
                                       {"model.dummy_seed", "9"},
+                                      {"model.verify_checksums", "false"},
                                       {"engine.world_size", "4"},
                                       {"engine.num_threads", "12"},
                                       {"engine.expert_parallel", "true"},
@@ -111,6 +112,7 @@ TEST(ConfigTest, FillsEveryFieldFromItsKey) {
   EXPECT_EQ(config->model.load_format, "safetensors");
   EXPECT_EQ(config->model.config_file, "/c");
   EXPECT_EQ(config->model.dummy_seed, 9U);
+  EXPECT_FALSE(config->model.verify_checksums);
   EXPECT_EQ(config->engine.world_size, 4);
   EXPECT_EQ(config->engine.num_threads, 12);
   EXPECT_TRUE(config->engine.expert_parallel);

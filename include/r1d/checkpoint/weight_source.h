@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The one door through which weights come: a Hugging Face directory, or dummy weights.
+// The one door through which weights come: a Hugging Face directory, dummy weights, or what r1d
+// packed (packed.h).
 #pragma once
 
 #include <cstddef>
@@ -53,6 +54,13 @@ class WeightSource {
                                           const TensorSlice& slice,
                                           std::span<std::byte> dest) const = 0;
 
+  // The source as rank `rank` of its world reads it: where every rank has a file, from its own.
+  // Lives as long as this.
+  [[nodiscard]] virtual const WeightSource& for_rank(int32_t rank) const {
+    static_cast<void>(rank);
+    return *this;
+  }
+
   // For dummy weights, what read() would compute; nullopt for weights from files.
   [[nodiscard]] virtual std::optional<SeededTensor> seeded(const std::string& name) const {
     static_cast<void>(name);
@@ -88,8 +96,10 @@ struct GenerationDefaults {
 [[nodiscard]] absl::StatusOr<GenerationDefaults> load_generation_defaults(const std::string& dir);
 
 // `r1d inspect`: architecture, parameters, dtypes, bytes per rank, KV bytes per token; plain text.
+// World size and split of a packed directory are its own, and what is asked must be the same; else
+// they are 1 and kTensor unless given.
 [[nodiscard]] absl::StatusOr<std::string> inspect_report(const std::string& dir,
-                                                         int32_t world_size,
-                                                         ExpertSplit expert_split);
+                                                         std::optional<int32_t> world_size,
+                                                         std::optional<ExpertSplit> expert_split);
 
 }  // namespace r1d::checkpoint

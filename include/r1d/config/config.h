@@ -18,9 +18,10 @@ namespace r1d::config {
 struct ModelSettings {
   std::string path;  // model.path: Hugging Face directory
   std::string name;  // model.name: name clients see; default: the directory's last part
-  std::string load_format = "auto";  // model.load_format: auto | safetensors | dummy
+  std::string load_format = "auto";  // model.load_format: auto | safetensors | packed | dummy
   std::string config_file;           // model.config_file: config.json for load_format dummy
   uint64_t dummy_seed = 1;           // model.dummy_seed
+  bool verify_checksums = true;      // model.verify_checksums: of packed weights, while loading
   std::string tokenizer;             // model.tokenizer: default: the model's directory
 };
 

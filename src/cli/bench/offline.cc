@@ -15,6 +15,7 @@
 #include "r1d/base/random.h"
 #include "r1d/base/status.h"
 #include "r1d/base/version.h"
+#include "r1d/checkpoint/packed.h"
 #include "r1d/checkpoint/weight_source.h"
 #include "r1d/engine/engine.h"
 #include "r1d/scheduler/scheduler.h"
@@ -107,9 +108,17 @@ class OfflineBench {
   }
 
  private:
+  [[nodiscard]] checkpoint::ExpertSplit expert_split() const {
+    return options_.expert_parallel ? checkpoint::ExpertSplit::kExpert
+                                    : checkpoint::ExpertSplit::kTensor;
+  }
+
   absl::Status open() {
     if (!options_.model.empty()) {
-      R1D_ASSIGN_OR_RETURN(weights_, checkpoint::open_hugging_face(options_.model));
+      R1D_ASSIGN_OR_RETURN(
+          weights_,
+          checkpoint::open_checkpoint(
+              options_.model, {.world_size = options_.world_size, .expert_split = expert_split()}));
     } else {
       R1D_ASSIGN_OR_RETURN(const auto config, checkpoint::ModelConfig::load(options_.model_config));
       weights_ = checkpoint::make_dummy_source(config, options_.seed);
@@ -152,8 +161,7 @@ class OfflineBench {
     return {.device = device,
             .world_size = options_.world_size,
             .num_threads = options_.num_threads,
-            .expert_split = options_.expert_parallel ? checkpoint::ExpertSplit::kExpert
-                                                     : checkpoint::ExpertSplit::kTensor,
+            .expert_split = expert_split(),
             .kv_cache_dtype = dtype,
             .kv_cache_bytes = blocks * options_.block_size * config.latent_width() *
                               config.num_hidden_layers * dtype_bytes(dtype),
