@@ -30,9 +30,11 @@ constexpr std::array kPoints{
               "the daemon exits with status 1 and says why"},
     FaultInfo{FaultPoint::kWeightRead,
               "checkpoint.read",
-              "a read of weights from a file; a rank's thread",
+              "a read of weights from a file; a reading thread",
               "error, short, throw, oom, hang, delay:TIME",
-              "the load fails as a whole, exit status 1; a hang: no more progress is reported"},
+              "an error: the read is tried again, eight times in all; any other, and the eighth "
+              "error: the load fails as "
+              "a whole, exit status 1; a hang: no more progress is reported"},
     FaultInfo{
         FaultPoint::kStep,
         "engine.step",

@@ -23,17 +23,22 @@ absl::Status open_error(int error) {
   return failed_precondition("cannot be opened: {}", text);
 }
 
+int64_t change_time_ns(const struct stat& info) {
+  return int64_t{info.st_mtim.tv_sec} * 1'000'000'000 + info.st_mtim.tv_nsec;
+}
+
 }  // namespace
 
 absl::StatusOr<File> File::open(const std::string& path) {
   // O_NONBLOCK: a FIFO under that name must not hang the start; it is refused below.
   const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (descriptor < 0) return open_error(errno);
-  File file(descriptor, 0);
+  File file(descriptor);
   struct stat info = {};
   if (::fstat(descriptor, &info) != 0) return open_error(errno);
   if (!S_ISREG(info.st_mode)) return failed_precondition("is not a regular file");
   file.size_ = info.st_size;
+  file.changed_ns_ = change_time_ns(info);
   return file;
 }
 
@@ -42,11 +47,14 @@ File::~File() {
 }
 
 File::File(File&& other) noexcept
-    : descriptor_(std::exchange(other.descriptor_, -1)), size_(other.size_) {}
+    : descriptor_(std::exchange(other.descriptor_, -1)),
+      size_(other.size_),
+      changed_ns_(other.changed_ns_) {}
 
 File& File::operator=(File&& other) noexcept {
   std::swap(descriptor_, other.descriptor_);
   std::swap(size_, other.size_);
+  std::swap(changed_ns_, other.changed_ns_);
   return *this;
 }
 
@@ -61,6 +69,16 @@ absl::Status File::read_at(int64_t offset, std::span<std::byte> dest) const {
     offset += count;
     dest = dest.subspan(static_cast<size_t>(count));
   }
+  return absl::OkStatus();
+}
+
+absl::Status File::check_unchanged() const {
+  struct stat info = {};
+  if (::fstat(descriptor_, &info) != 0) return data_loss("{}", error_text(errno));
+  if (info.st_size != size_) {
+    return data_loss("was {} bytes long when it was opened, now {}", size_, info.st_size);
+  }
+  if (change_time_ns(info) != changed_ns_) return data_loss("was written to while it was read");
   return absl::OkStatus();
 }
 

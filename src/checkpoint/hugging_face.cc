@@ -39,6 +39,18 @@ class HuggingFaceSource final : public WeightSource {
     return with_context(status, fmt::format("{}: tensor {}", file.name(), name));
   }
 
+  [[nodiscard]] std::optional<TensorBytes> locate(const std::string& name,
+                                                  const TensorSlice& /*slice*/) const override {
+    const auto tensor = checked(name);
+    if (!tensor.ok()) return std::nullopt;
+    const CheckedTensor& found = **tensor;
+    const SafetensorsFile& file = set_.files[static_cast<size_t>(found.place.file_idx)];
+    return TensorBytes{.file = &file.file(),
+                       .file_name = file.name(),
+                       .begin = file.data_begin() + set_.entry(found.place).begin,
+                       .held = {.rows = {0, found.stored.rows}, .cols = {0, found.stored.cols}}};
+  }
+
  private:
   [[nodiscard]] absl::StatusOr<const CheckedTensor*> checked(const std::string& name) const {
     const auto found = tensors_.by_name.find(name);

@@ -52,6 +52,8 @@ class SafetensorsFile {
 
   [[nodiscard]] const std::string& name() const { return name_; }
   [[nodiscard]] const std::vector<TensorEntry>& tensors() const { return tensors_; }
+  [[nodiscard]] const File& file() const { return file_; }
+  [[nodiscard]] int64_t data_begin() const { return data_begin_; }  // bytes from the file's start
 
   // Bytes of the data section from `offset`.
   [[nodiscard]] absl::Status read_at(int64_t offset, std::span<std::byte> dest) const;

@@ -69,6 +69,7 @@ void Lifecycle::watch_signals() {
       continue;
     }
     if (stop_requested_.exchange(true)) _exit(128 + signal);
+    stop_.request_stop();
     end_with(absl::OkStatus());
   }
 }

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <optional>
+#include <stop_token>
 #include <thread>
 
 #include <absl/status/status.h>
@@ -28,6 +29,8 @@ class Lifecycle {
   [[nodiscard]] std::optional<absl::Status> wait();
 
   [[nodiscard]] bool stop_requested() const { return stop_requested_.load(); }
+  // The same for those that wait for it. Callbacks run on the signal watcher's thread.
+  [[nodiscard]] std::stop_token stop_token() const { return stop_.get_token(); }
 
   void engine_lost(const absl::Status& why);
 
@@ -37,6 +40,7 @@ class Lifecycle {
   void ask_for_reload();
 
   std::atomic<bool> stop_requested_{false};
+  std::stop_source stop_;
   base::Mutex mu_;
   base::CondVar changed_;
   std::optional<absl::Status> outcome_ ABSL_GUARDED_BY(mu_);

@@ -16,6 +16,7 @@
 
 #include "cli/commands.h"
 #include "cli/lifecycle.h"
+#include "cli/load_report.h"
 #include "cli/memory_report.h"
 #include "cli/port_file.h"
 #include "cli/probes.h"
@@ -24,6 +25,7 @@
 #include "cli/service_notifier.h"
 #include "cli/setup.h"
 #include "cli/stall_watch.h"
+#include "cli/stop_grace.h"
 
 namespace r1d::cli {
 namespace {
@@ -33,10 +35,21 @@ using admission::Frontend;
 // How long cut streams may take to hear that they were cut, once nothing runs any more.
 constexpr std::chrono::milliseconds kStreamGrace{5000};
 
-// How long a supervisor is asked to wait for the next sign of progress while loading: no tensor
-// takes so long, and neither does the warm-up.
+// How long a supervisor is asked to wait for the next sign of progress while loading: no read
+// takes so long with all its retries, and neither does the warm-up.
 constexpr std::chrono::seconds kLoadPatience{120};
 constexpr std::chrono::seconds kLoadReportEvery{1};
+
+// How long a load may take to notice that it is to stop.
+constexpr std::chrono::seconds kLoadStopGrace{5};
+
+constexpr std::chrono::milliseconds kLastRecords{1000};
+
+// Threads that cannot be joined are left, so nothing is torn down; every client has its answer.
+[[noreturn]] void leave_at_once() {
+  base::flush_logging(kLastRecords);
+  std::_Exit(EXIT_FAILURE);
+}
 
 // All stages of one daemon, in the order they are built; members are destroyed in reverse.
 class Daemon {
@@ -67,6 +80,10 @@ class Daemon {
 
   absl::Status load() {
     const TimePoint start = clock_.now();
+    const StopGrace grace(lifecycle_.stop_token(), kLoadStopGrace, [this] {
+      log_->error("a read of the model does not end; leaving without it");
+      leave_at_once();
+    });
     notifier_.extend_timeout(kLoadPatience);
     R1D_RETURN_IF_ERROR(base::fault_status(base::FaultPoint::kLoadStart));
     R1D_ASSIGN_OR_RETURN(files_, open_model(config_));
@@ -82,9 +99,11 @@ class Daemon {
                              },
                              [this](const engine::MemoryPlan& plan) {
                                report_memory_plan(plan, *log_, memory_metrics_);
-                             }));
+                             },
+                             lifecycle_.stop_token()));
     report_memory_use(engine_->memory(), *log_, memory_metrics_);
     startup_metrics_.load_seconds(seconds_between(start, clock_.now()));
+    tell_load(engine_->load_report(), *log_, startup_metrics_);
     return absl::OkStatus();
   }
 

@@ -117,6 +117,11 @@ engine::Device choose_device(const std::string& name) {
   return gpus.ok() && !gpus->empty() ? engine::Device::kCuda : engine::Device::kCpu;
 }
 
+engine::LoadMode load_mode(const std::string& name) {
+  if (name == "cached") return engine::LoadMode::kCached;
+  return name == "direct" ? engine::LoadMode::kDirect : engine::LoadMode::kAuto;
+}
+
 engine::EngineOptions engine_options(const config::Config& config) {
   const engine::Device device = choose_device(config.engine.device);
   return {.device = device,
@@ -133,7 +138,10 @@ engine::EngineOptions engine_options(const config::Config& config) {
           .bf16_dot = config.engine.bf16_dot,
           .with_mtp = config.engine.load_mtp,
           .deterministic = config.engine.deterministic,
-          .cuda_graphs = config.engine.cuda_graphs};
+          .cuda_graphs = config.engine.cuda_graphs,
+          .load_mode = load_mode(config.model.load_mode),
+          .load_threads = config.model.load_threads,
+          .numa = config.engine.numa == "auto"};
 }
 
 scheduler::SchedulerOptions scheduler_options(const config::SchedulerSettings& settings,

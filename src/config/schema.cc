@@ -99,6 +99,13 @@ std::vector<Key> make_schema() {
            "Where weights come from. auto: the files of `r1d pack` where there are any, else "
            "safetensors. dummy: random weights of the shapes that model.config_file gives, for "
            "benchmarks."),
+    choice(kChoice, "model.load_mode", "--load-mode", R1D_FIELD(model.load_mode),
+           {"auto", "cached", "direct"},
+           "How weights are read. cached: through the page cache, so that the next start finds them there. "
+           "direct: past it, where the file system can. auto: direct if the host has not the memory to keep "
+           "them."),
+    number(kInteger, "model.load_threads", "--load-threads", R1D_FIELD(model.load_threads), {0, 256},
+           "Threads that read weights, all ranks together. 0: one per core, 4 to 32.").in("threads"),
     plain(kString, "model.config_file", "--model-config", R1D_FIELD(model.config_file),
           "The config.json that dummy weights are made for."),
     number(kInteger, "model.dummy_seed", "--dummy-seed", R1D_FIELD(model.dummy_seed), {0, kLargest},
@@ -147,6 +154,9 @@ std::vector<Key> make_schema() {
           "is always so."),
     plain(kBoolean, "engine.cuda_graphs", "--cuda-graphs", R1D_FIELD(engine.cuda_graphs),
           "On a GPU: record decode steps once and replay them. Off only to look for faults."),
+    choice(kChoice, "engine.numa", "--numa", R1D_FIELD(engine.numa), {"auto", "off"},
+           "On a host with several NUMA nodes, auto keeps each rank's threads and memory at one of them: a "
+           "GPU's rank at its GPU, ranks of the CPU spread evenly."),
     plain(kBoolean, "engine.load_mtp", "--load-mtp", R1D_FIELD(engine.load_mtp),
           "Load the multi-token prediction layers too. Nothing runs them yet."),
 

@@ -26,7 +26,11 @@ absl::StatusOr<GpuInfo> read_gpu(int32_t index) {
                  .compute_major = properties.major,
                  .compute_minor = properties.minor,
                  .memory_bytes = static_cast<int64_t>(properties.totalGlobalMem),
-                 .num_multiprocessors = properties.multiProcessorCount};
+                 .num_multiprocessors = properties.multiProcessorCount,
+                 .pci_address = fmt::format("{:04x}:{:02x}:{:02x}.0",
+                                            properties.pciDomainID,
+                                            properties.pciBusID,
+                                            properties.pciDeviceID)};
 }
 
 std::string toolkit() {

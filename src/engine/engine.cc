@@ -12,6 +12,7 @@
 #include "r1d/base/check.h"
 #include "r1d/base/exceptions.h"
 #include "r1d/base/fault.h"
+#include "r1d/base/log.h"
 #include "r1d/base/mutex.h"
 #include "r1d/base/status.h"
 #include "r1d/base/thread_pool.h"
@@ -22,6 +23,7 @@
 #include "engine/host_memory.h"
 #include "engine/latent_cache.h"
 #include "engine/memory_shortage.h"
+#include "engine/numa.h"
 #include "engine/rank_group.h"
 #include "engine/rank_ops.h"
 #include "engine/step_inputs.h"
@@ -54,9 +56,18 @@ class LoadMeter {
   int64_t done_bytes_ ABSL_GUARDED_BY(mu_) = 0;
 };
 
+// Whether the weights should be read past the page cache: where they and their copy in it do not
+// both fit into the memory of this host. On a GPU there is no copy of them in host memory.
+bool read_direct(const EngineOptions& options, int64_t weight_bytes) {
+  if (options.load_mode != LoadMode::kAuto) return options.load_mode == LoadMode::kDirect;
+  const int64_t copies = options.device == Device::kCpu ? 2 : 1;
+  return copies * weight_bytes > spare_host_bytes("");
+}
+
 // What one rank's thread owns.
 struct Rank {
   RankShard shard;
+  std::optional<NumaNode> place;
   std::unique_ptr<ops::Ops> ops;
   std::unique_ptr<model::DeepSeekV3> model;
   std::optional<LatentCache> cache;
@@ -86,7 +97,7 @@ class Engine::Impl {
         logits_(static_cast<size_t>(options.max_batch_size) *
                 static_cast<size_t>(config.vocab_size)) {}
 
-  absl::Status load(const WeightSource& source, const LoadFraction& report) {
+  absl::Status load(const WeightSource& source, const LoadFraction& report, std::stop_token stop) {
     int64_t total = 0;
     for (const Rank& rank : ranks_) {
       R1D_ASSIGN_OR_RETURN(const int64_t bytes,
@@ -94,26 +105,20 @@ class Engine::Impl {
       total += bytes;
     }
     LoadMeter meter(total, report);
-    const absl::Status loaded = group_.run([&](int32_t r) -> absl::Status {
-      Rank& rank = ranks_[static_cast<size_t>(r)];
-      R1D_RETURN_IF_ERROR(rank.ops->attach());
-      R1D_RETURN_IF_ERROR(check_device(rank, r));
-      R1D_ASSIGN_OR_RETURN(
-          rank.model,
-          model::DeepSeekV3::load(source.for_rank(r),
-                                  rank.shard,
-                                  *rank.ops,
-                                  options_.max_num_batched_tokens,
-                                  options_.with_mtp,
-                                  [&](int64_t bytes) { return meter.add(bytes); }));
-      R1D_ASSIGN_OR_RETURN(rank.cache,
-                           LatentCache::create(source.config(), options_, plan_, *rank.ops));
-      R1D_RETURN_IF_ERROR(warm_up(rank));
-      R1D_ASSIGN_OR_RETURN(rank.device_bytes, rank.ops->device_bytes());
-      return absl::OkStatus();
-    });
-    if (loaded.ok()) measured_bytes_ = measure();
-    return loaded;
+    checkpoint::WeightLoad files(
+        {.direct = read_direct(options_, total), .num_threads = options_.load_threads},
+        options_.world_size,
+        std::move(stop));
+    R1D_RETURN_IF_ERROR(group_.run([&](int32_t r) -> absl::Status {
+      // The others wait for this rank to say what it wants.
+      const absl::Status loaded =
+          base::without_exceptions([&] { return load_rank(r, source, files, meter); });
+      if (!loaded.ok()) files.abort(loaded);
+      return loaded;
+    }));
+    load_report_ = files.report();
+    measured_bytes_ = measure();
+    return absl::OkStatus();
   }
 
   [[nodiscard]] MemoryReport memory() const {
@@ -157,6 +162,7 @@ class Engine::Impl {
     return progress;
   }
   [[nodiscard]] const CachePlan& cache() const { return plan_; }
+  [[nodiscard]] const checkpoint::LoadReport& load_report() const { return load_report_; }
   [[nodiscard]] std::string device() const { return describe_device(options_); }
 
  private:
@@ -189,6 +195,33 @@ class Engine::Impl {
       bytes += rank.device_bytes->total - rank.device_bytes->free_now;
     }
     return bytes;
+  }
+
+  absl::Status load_rank(int32_t r,
+                         const WeightSource& source,
+                         checkpoint::WeightLoad& files,
+                         LoadMeter& meter) {
+    Rank& rank = ranks_[static_cast<size_t>(r)];
+    if (rank.place && !run_on(*rank.place)) {
+      base::make_logger("engine")->warn(
+          "rank {}: may not use the cores of NUMA node {}; runs anywhere", r, rank.place->id);
+    }
+    R1D_RETURN_IF_ERROR(rank.ops->attach());
+    R1D_RETURN_IF_ERROR(check_device(rank, r));
+    R1D_ASSIGN_OR_RETURN(rank.model,
+                         model::DeepSeekV3::load(
+                             source.for_rank(r),
+                             rank.shard,
+                             *rank.ops,
+                             options_.max_num_batched_tokens,
+                             options_.with_mtp,
+                             [&](int64_t bytes) { return meter.add(bytes); },
+                             &files));
+    R1D_ASSIGN_OR_RETURN(rank.cache,
+                         LatentCache::create(source.config(), options_, plan_, *rank.ops));
+    R1D_RETURN_IF_ERROR(warm_up(rank));
+    R1D_ASSIGN_OR_RETURN(rank.device_bytes, rank.ops->device_bytes());
+    return absl::OkStatus();
   }
 
   // Runs the steps that a device wants to have seen before the first request: a prefill, and decode
@@ -305,6 +338,7 @@ class Engine::Impl {
   const int64_t vocab_size_;
   const TokenId last_token_id_;
   std::vector<Rank> ranks_;
+  checkpoint::LoadReport load_report_;
   std::atomic<uint64_t> progress_{0};
   std::atomic<uint64_t> ignored_progress_{0};  // the other ranks' layers
   StepInputBuilder inputs_;
@@ -323,7 +357,8 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::create(const WeightSource& sourc
                                                        const EngineOptions& options,
                                                        TokenId last_token_id,
                                                        const LoadFraction& progress,
-                                                       const PlanListener& planned) {
+                                                       const PlanListener& planned,
+                                                       std::stop_token stop) {
   std::vector<Rank> ranks(static_cast<size_t>(options.world_size));
   std::vector<ops::ModelDims> dims;
   for (int32_t r = 0; r < options.world_size; ++r) {
@@ -336,11 +371,15 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::create(const WeightSource& sourc
   R1D_ASSIGN_OR_RETURN(const MemoryPlan plan, plan_memory(source, options, target));
   if (planned) planned(plan);
   const int64_t resident = resident_bytes("");
-  R1D_ASSIGN_OR_RETURN(auto ops, make_ops(options, dims, plan.cache.max_model_len));
-  for (size_t r = 0; r < ranks.size(); ++r) ranks[r].ops = std::move(ops[r]);
+  const std::vector<std::optional<NumaNode>> places = rank_places(options);
+  R1D_ASSIGN_OR_RETURN(auto ops, make_ops(options, dims, plan.cache.max_model_len, places));
+  for (size_t r = 0; r < ranks.size(); ++r) {
+    ranks[r].ops = std::move(ops[r]);
+    ranks[r].place = places[r];
+  }
   auto impl = std::make_unique<Impl>(
       source.config(), options, plan, resident, last_token_id, std::move(ranks));
-  R1D_RETURN_IF_ERROR(impl->load(source, progress));
+  R1D_RETURN_IF_ERROR(impl->load(source, progress, std::move(stop)));
   return std::unique_ptr<Engine>(new Engine(std::move(impl)));
 }
 
@@ -361,6 +400,9 @@ const CachePlan& Engine::cache() const {
 }
 MemoryReport Engine::memory() const {
   return impl_->memory();
+}
+const checkpoint::LoadReport& Engine::load_report() const {
+  return impl_->load_report();
 }
 std::string Engine::device() const {
   return impl_->device();

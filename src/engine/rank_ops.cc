@@ -36,6 +36,19 @@ absl::Status check_gpus(const EngineOptions& options) {
 
 }  // namespace
 
+std::vector<std::optional<NumaNode>> rank_places(const EngineOptions& options) {
+  if (!options.numa)
+    return std::vector<std::optional<NumaNode>>(static_cast<size_t>(options.world_size));
+  std::vector<std::string> addresses;
+  if (options.device == Device::kCuda) {
+    const auto gpus = device::list_gpus();
+    if (!gpus.ok())
+      return std::vector<std::optional<NumaNode>>(static_cast<size_t>(options.world_size));
+    for (const device::GpuInfo& gpu : *gpus) addresses.push_back(gpu.pci_address);
+  }
+  return place_ranks("", options.world_size, addresses);
+}
+
 int32_t total_threads(const EngineOptions& options) {
   if (options.num_threads > 0) return options.num_threads;
   return std::max(1, static_cast<int32_t>(std::thread::hardware_concurrency()));
@@ -84,9 +97,19 @@ absl::StatusOr<MemoryTarget> local_target(const EngineOptions& options) {
 }
 
 absl::StatusOr<std::vector<std::unique_ptr<ops::Ops>>> make_ops(
-    const EngineOptions& options, const std::vector<ops::ModelDims>& dims, int32_t max_model_len) {
+    const EngineOptions& options,
+    const std::vector<ops::ModelDims>& dims,
+    int32_t max_model_len,
+    const std::vector<std::optional<NumaNode>>& places) {
   if (options.device == Device::kCpu) {
-    return ops::make_local_cpu_ops(dims, cpu_options(options));
+    const KeepThreadPlace keep;
+    ops::CpuOptions cpu = cpu_options(options);
+    cpu.before_rank = [&](int32_t rank) {
+      const std::optional<NumaNode>& place = places[static_cast<size_t>(rank)];
+      keep.restore();
+      if (place) static_cast<void>(run_on(*place));  // a refusal: its rank's thread tells
+    };
+    return ops::make_local_cpu_ops(dims, cpu);
   }
   R1D_RETURN_IF_ERROR(check_gpus(options));
   return ops::make_cuda_ranks(dims, cuda_options(options, 0, max_model_len), {});

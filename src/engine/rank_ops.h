@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,8 @@
 #include "r1d/ops/cpu_ops.h"
 #include "r1d/ops/cuda_ops.h"
 #include "r1d/ops/ops.h"
+
+#include "engine/numa.h"
 
 namespace r1d::engine {
 
@@ -27,10 +30,16 @@ namespace r1d::engine {
 [[nodiscard]] int32_t longest_sequence(const EngineOptions& options,
                                        const checkpoint::ModelConfig& config);
 
-// One Ops a rank on the device that `options` names. kFailedPrecondition when the build, the driver
-// or the number of GPUs does not allow it.
+// Where the machine's topology wants each rank; anywhere with engine.numa off.
+[[nodiscard]] std::vector<std::optional<NumaNode>> rank_places(const EngineOptions& options);
+
+// One Ops a rank on the device that `options` names, with its threads at the rank's place.
+// kFailedPrecondition when the build, the driver or the number of GPUs does not allow it.
 [[nodiscard]] absl::StatusOr<std::vector<std::unique_ptr<ops::Ops>>> make_ops(
-    const EngineOptions& options, const std::vector<ops::ModelDims>& dims, int32_t max_model_len);
+    const EngineOptions& options,
+    const std::vector<ops::ModelDims>& dims,
+    int32_t max_model_len,
+    const std::vector<std::optional<NumaNode>>& places);
 
 // "cpu (AVX3, 2 threads)", "cuda (NVIDIA H200)".
 [[nodiscard]] std::string describe_device(const EngineOptions& options);

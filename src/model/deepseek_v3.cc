@@ -2,6 +2,7 @@
 #include "r1d/model/deepseek_v3.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "r1d/base/check.h"
@@ -233,12 +234,16 @@ absl::StatusOr<std::unique_ptr<DeepSeekV3>> DeepSeekV3::load(const checkpoint::W
                                                              ops::Ops& ops,
                                                              int32_t max_tokens,
                                                              bool with_mtp,
-                                                             const LoadProgress& progress) {
+                                                             const LoadProgress& progress,
+                                                             checkpoint::WeightLoad* files) {
   if (with_mtp && !source.has_mtp()) {
     return failed_precondition("MTP layers were asked for, but the checkpoint has none");
   }
+  std::optional<checkpoint::WeightLoad> alone;
+  if (files == nullptr) files = &alone.emplace(checkpoint::LoadOptions{}, 1);
   R1D_ASSIGN_OR_RETURN(WeightStore store,
-                       WeightStore::load(source, shard, ops, with_mtp, progress));
+                       WeightStore::load(source, shard, ops, with_mtp, *files, progress));
+  alone.reset();
   R1D_ASSIGN_OR_RETURN(ModelWeights weights,
                        make_weights(ops, store, source.config(), shard, with_mtp));
   auto impl = std::make_unique<Impl>(

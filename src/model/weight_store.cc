@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <deque>
 #include <optional>
 #include <utility>
 
@@ -132,8 +133,30 @@ void widen_to_f32(DType dtype, std::span<const std::byte> stored, std::span<floa
   }
 }
 
+// Copies on a rank's device, for those who read its weights.
+class DeviceCopy final : public checkpoint::StagedCopy {
+ public:
+  explicit DeviceCopy(ops::Ops& ops) : ops_(ops) {}
+
+  [[nodiscard]] absl::StatusOr<std::byte*> allocate(size_t bytes) override {
+    R1D_ASSIGN_OR_RETURN(memory_, ops_.allocate_staging(bytes, "staging memory of a load"));
+    return memory_->data();
+  }
+  [[nodiscard]] absl::StatusOr<uint64_t> copy(std::byte* device,
+                                              std::span<const std::byte> staged) override {
+    return ops_.start_upload(device, staged);
+  }
+  [[nodiscard]] absl::Status wait(uint64_t ticket) override { return ops_.wait_upload(ticket); }
+
+ private:
+  ops::Ops& ops_;
+  std::unique_ptr<ops::Buffer> memory_;
+};
+
 }  // namespace
 
+// Lays all layers out, then fills them: what stands in files as it is through `files`, the rest
+// tensor by tensor.
 class WeightStore::Loader {
  public:
   Loader(const WeightSource& source,
@@ -142,8 +165,29 @@ class WeightStore::Loader {
          WeightStore& store)
       : source_(source), ops_(ops), progress_(progress), store_(store) {}
 
-  // Takes one buffer for `layer` and fills it.
-  absl::Status load_layer(std::span<Placement> layer) {
+  absl::Status load(std::span<Placement> all, checkpoint::WeightLoad& files) {
+    for (size_t begin = 0; begin < all.size();) {
+      size_t end = begin + 1;
+      while (end < all.size() && all[end].spec.layer == all[begin].spec.layer) ++end;
+      R1D_RETURN_IF_ERROR(add_layer(all.subspan(begin, end - begin)));
+      begin = end;
+    }
+    DeviceCopy copy(ops_);
+    R1D_RETURN_IF_ERROR(files.read(std::move(targets_), &copy, progress_));
+    for (const Vector& vector : vectors_) R1D_RETURN_IF_ERROR(widen(vector));
+    return absl::OkStatus();
+  }
+
+ private:
+  // A norm or bias as stored, until it is widened.
+  struct Vector {
+    DType dtype;
+    std::vector<std::byte> stored;
+    std::byte* device;
+  };
+
+  // Takes one buffer for `layer`.
+  absl::Status add_layer(std::span<Placement> layer) {
     const int64_t bytes = lay_out(layer);
     R1D_ASSIGN_OR_RETURN(auto buffer,
                          ops_.allocate(static_cast<size_t>(bytes),
@@ -152,30 +196,29 @@ class WeightStore::Loader {
     std::byte* base = buffer->data();
     store_.buffers_.push_back(std::move(buffer));
     for (const Placement& placement : layer) {
-      R1D_RETURN_IF_ERROR(fill(placement, base));
-      R1D_RETURN_IF_ERROR(progress_(placement.stored_bytes() + placement.scale_bytes()));
+      R1D_RETURN_IF_ERROR(placement.spec.rank_1 ? add_vector(placement, base)
+                                                : add_matrix(placement, base));
     }
     return absl::OkStatus();
   }
 
- private:
-  absl::Status fill(const Placement& placement, std::byte* base) {
-    if (placement.spec.rank_1) return fill_vector(placement, base);
+  absl::Status add_matrix(const Placement& placement, std::byte* base) {
     const std::string& name = placement.spec.name;
+    const bool on_host = ops_.host_addressable();
     std::byte* data = base + placement.offset;
-    R1D_RETURN_IF_ERROR(
-        read(name, placement.slice, placement.dtype, data, placement.stored_bytes()));
+    const auto size = static_cast<size_t>(placement.stored_bytes());
+    R1D_RETURN_IF_ERROR(add(name, placement.slice, placement.dtype, {data, size}, on_host));
     ops::Matrix matrix{.data = data,
                        .dtype = placement.dtype,
                        .rows = placement.slice.rows.size(),
                        .cols = placement.slice.cols.size()};
     if (!placement.scale_slice.empty()) {
       std::byte* scale = base + placement.scale_offset;
-      R1D_RETURN_IF_ERROR(read(checkpoint::scale_name(name),
-                               placement.scale_slice,
-                               DType::kF32,
-                               scale,
-                               placement.scale_bytes()));
+      R1D_RETURN_IF_ERROR(add(checkpoint::scale_name(name),
+                              placement.scale_slice,
+                              DType::kF32,
+                              {scale, static_cast<size_t>(placement.scale_bytes())},
+                              on_host));
       matrix.scale = reinterpret_cast<const float*>(scale);
       matrix.scale_cols = placement.scale_slice.cols.size();
       matrix.scale_row_offset =
@@ -187,28 +230,46 @@ class WeightStore::Loader {
     return absl::OkStatus();
   }
 
-  absl::Status fill_vector(const Placement& placement, std::byte* base) {
-    staging_.resize(static_cast<size_t>(placement.stored_bytes()));
-    R1D_RETURN_IF_ERROR(source_.read(placement.spec.name, placement.slice, staging_));
-    std::vector<float> values(static_cast<size_t>(placement.count()));
-    widen_to_f32(placement.dtype, staging_, values);
-    std::byte* device = base + placement.offset;
-    store_.vectors_.emplace(placement.spec.name, reinterpret_cast<const float*>(device));
-    return ops_.upload(device, std::as_bytes(std::span(values)));
+  absl::Status add_vector(const Placement& placement, std::byte* base) {
+    Vector& vector = vectors_.emplace_back();
+    vector.dtype = placement.dtype;
+    vector.stored.resize(static_cast<size_t>(placement.stored_bytes()));
+    vector.device = base + placement.offset;
+    store_.vectors_.emplace(placement.spec.name, reinterpret_cast<const float*>(vector.device));
+    return add(placement.spec.name,
+               placement.slice,
+               placement.dtype,
+               vector.stored,
+               /*on_host=*/true);
   }
 
-  // In place where the host may write the device's memory; dummy values made by the device where it
-  // can; else through a staging buffer.
-  absl::Status read(const std::string& name,
+  // What the files hold as it is waits for all to be read; anything else is read now.
+  absl::Status add(const std::string& name,
+                   const TensorSlice& slice,
+                   DType dtype,
+                   std::span<std::byte> dest,
+                   bool on_host) {
+    if (auto place = source_.locate(name, slice)) {
+      targets_.push_back({.name = name,
+                          .bytes = *std::move(place),
+                          .dtype = dtype,
+                          .slice = slice,
+                          .dest = dest.data(),
+                          .staged = !on_host});
+      return absl::OkStatus();
+    }
+    R1D_RETURN_IF_ERROR(on_host ? source_.read(name, slice, dest) : send(name, slice, dtype, dest));
+    return progress_(static_cast<int64_t>(dest.size()));
+  }
+
+  // Dummy values are made by the device where it can; else through a staging buffer.
+  absl::Status send(const std::string& name,
                     const TensorSlice& slice,
                     DType dtype,
-                    std::byte* device,
-                    int64_t bytes) {
-    const auto size = static_cast<size_t>(bytes);
-    if (ops_.host_addressable()) return source_.read(name, slice, std::span(device, size));
+                    std::span<std::byte> device) {
     if (const auto seeded = source_.seeded(name)) {
       R1D_ASSIGN_OR_RETURN(const bool filled,
-                           ops_.fill(device,
+                           ops_.fill(device.data(),
                                      {.key = seeded->key,
                                       .center = seeded->center,
                                       .amplitude = seeded->amplitude,
@@ -219,15 +280,24 @@ class WeightStore::Loader {
                                       .col_end = slice.cols.end}));
       if (filled) return absl::OkStatus();
     }
-    staging_.resize(size);
+    staging_.resize(device.size());
     R1D_RETURN_IF_ERROR(source_.read(name, slice, staging_));
-    return ops_.upload(device, staging_);
+    return ops_.upload(device.data(), staging_);
+  }
+
+  absl::Status widen(const Vector& vector) {
+    std::vector<float> values(vector.stored.size() /
+                              static_cast<size_t>(dtype_bytes(vector.dtype)));
+    widen_to_f32(vector.dtype, vector.stored, values);
+    return ops_.upload(vector.device, std::as_bytes(std::span(values)));
   }
 
   const WeightSource& source_;
   ops::Ops& ops_;
   const LoadProgress& progress_;
   WeightStore& store_;
+  std::vector<checkpoint::WeightTarget> targets_;
+  std::deque<Vector> vectors_;
   std::vector<std::byte> staging_;
 };
 
@@ -235,16 +305,11 @@ absl::StatusOr<WeightStore> WeightStore::load(const WeightSource& source,
                                               const RankShard& shard,
                                               ops::Ops& ops,
                                               bool with_mtp,
+                                              checkpoint::WeightLoad& files,
                                               const LoadProgress& progress) {
   R1D_ASSIGN_OR_RETURN(std::vector<Placement> all, placements(source, shard, with_mtp));
   WeightStore store;
-  Loader loader(source, ops, progress, store);
-  for (size_t begin = 0; begin < all.size();) {
-    size_t end = begin + 1;
-    while (end < all.size() && all[end].spec.layer == all[begin].spec.layer) ++end;
-    R1D_RETURN_IF_ERROR(loader.load_layer(std::span(all).subspan(begin, end - begin)));
-    begin = end;
-  }
+  R1D_RETURN_IF_ERROR(Loader(source, ops, progress, store).load(all, files));
   return store;
 }
 

@@ -11,6 +11,7 @@
 #include <absl/status/statusor.h>
 
 #include "r1d/checkpoint/shard_plan.h"
+#include "r1d/checkpoint/weight_load.h"
 #include "r1d/checkpoint/weight_source.h"
 #include "r1d/model/deepseek_v3.h"
 #include "r1d/ops/ops.h"
@@ -18,16 +19,18 @@
 namespace r1d::model {
 
 // One rank's weights on its device: matrices as stored, vectors (norms, router bias) as f32. Memory
-// is taken once per layer, before that layer is read. Inside a layer stand first the matrices in
-// load order, kv_a right behind q_a, then their scales in the same order, then the vectors: gate,
-// up and down of an expert are neighbours, and experts follow each other at one distance, which is
-// what Ops::prepare() may rely on. Threads: confined to the rank's thread.
+// is taken once per layer, before the first byte is read. Inside a layer stand first the matrices
+// in load order, kv_a right behind q_a, then their scales in the same order, then the vectors:
+// gate, up and down of an expert are neighbours, and experts follow each other at one distance,
+// which is what Ops::prepare() may rely on. Threads: confined to the rank's thread.
 class WeightStore {
  public:
+  // `files` is shared by the ranks that load together.
   [[nodiscard]] static absl::StatusOr<WeightStore> load(const checkpoint::WeightSource& source,
                                                         const checkpoint::RankShard& shard,
                                                         ops::Ops& ops,
                                                         bool with_mtp,
+                                                        checkpoint::WeightLoad& files,
                                                         const LoadProgress& progress);
 
   // Borrowed; the name must be one that was loaded.

@@ -238,3 +238,25 @@ def test_sums_over_the_cpus_ranks_are_timed_checked_and_labelled(tmp_path):
 def test_a_shape_that_is_none_is_named():
     answer = r1d.run("bench", "collectives", "--shape", "1024")
     assert answer.returncode == 2 and "--shape" in answer.stderr and "1024x1024" in answer.stderr
+
+
+@pytest.mark.parametrize("mode", ["cached", "direct"])
+def test_a_load_stands_beside_a_plain_read_of_the_same_files(tmp_path, mode):
+    file = tmp_path / "load.json"
+    flags = ("--world-size", 2, "--mode", mode, "--threads", 3, "--repeats", 2, "--json", file)
+    answer = r1d.run("bench", "load", NANO, *flags)
+    assert answer.returncode == 0, answer.stderr
+    result = json.loads(file.read_text())
+    size = (NANO / "model.safetensors").stat().st_size
+    assert result["schema"] == "r1d.bench.load/1"
+    assert (result["world_size"], result["threads"]) == (2, 3)
+    assert 0.75 * size < result["bytes"] <= size  # all but the MTP layer
+    assert len(result["weights_gigabytes_per_second"]) == len(result["raw_gigabytes_per_second"]) == 2
+    assert min(result["weights_gigabytes_per_second"] + result["raw_gigabytes_per_second"]) > 0
+    assert "median" in answer.stdout and f"{100 * result['median_share']:.0f} %" in answer.stdout
+
+
+def test_a_load_of_no_model_names_the_directory(tmp_path):
+    answer = r1d.run("bench", "load", tmp_path)
+    assert answer.returncode == 1
+    assert f"{tmp_path}: has no .safetensors files" in answer.stderr

@@ -198,7 +198,7 @@ def test_a_scrape_that_cannot_be_rendered_is_answered_500(start):
 @pytest.mark.parametrize(
     ("spec", "complaint"),
     [
-        ("checkpoint.read=error@5+1", "fault point checkpoint.read"),
+        ("checkpoint.read=error", "failed (8 times): Input/output error (fault point checkpoint.read)"),
         ("checkpoint.read=short@5+1", "bytes too early"),
         ("checkpoint.read=throw@5+1", "fault point checkpoint.read"),
         ("checkpoint.read=oom@5+1", "out of host memory"),
@@ -212,6 +212,47 @@ def test_a_failed_load_is_the_end_and_says_why(start, spec, complaint):
     assert daemon.wait_exit() == 1
     last = daemon.log.splitlines()[-1]
     assert last.startswith("r1d: ") and complaint in last, daemon.log
+
+
+def test_a_read_that_fails_and_then_works_is_tried_again(start):
+    daemon = start("--fault", "checkpoint.read=error@3+2", "--world-size", 2).wait_ready()
+    assert daemon.log.count("failed (once): Input/output error (fault point checkpoint.read); tried again in 50 ms") == 2
+    metrics = daemon.metrics()
+    assert metrics.value("r1d_load_retries", cause="io") == 2
+    assert metrics.value("r1d_load_retries", cause="stale") == metrics.value("r1d_load_retries", cause="timeout") == 0
+    size = sum(file.stat().st_size for file in (r1d.GOLDEN / "v3-generic-bf16").glob("model-*.safetensors"))
+    assert 0.9 * size < metrics.value("r1d_load_bytes") <= size
+    assert metrics.value("r1d_load_bytes_per_second") > 0
+    assert '"message":"weights read"' in daemon.log
+    with daemon.channel() as channel:
+        assert len(generate(daemon, channel)) == 5
+    assert daemon.stop() == 0, daemon.log
+
+
+def test_a_stop_does_not_wait_for_reads_to_be_tried_again(start):
+    daemon = start("--fault", "checkpoint.read=error")
+    wait_until(lambda: "tried again in 3200 ms" in daemon.log, "the longest pause")
+    begin = time.monotonic()
+    assert daemon.stop() == 0, daemon.log
+    assert SANITIZED or time.monotonic() - begin < 2.5
+
+
+def test_a_stop_does_not_wait_for_a_read_that_never_ends(start):
+    daemon = start("--fault", "checkpoint.read=hang@5+1").wait_bound()
+    wait_until(lambda: daemon.metrics().value("r1d_load_progress_ratio") > 0, "some weights")
+    assert daemon.stop() == 1
+    assert "a read of the model does not end; leaving without it" in daemon.log
+
+
+def test_reading_past_the_page_cache_serves_the_same_model(start):
+    answers = []
+    for mode in ("cached", "direct"):
+        daemon = start("--load-mode", mode, "--load-threads", 3, "--world-size", 4).wait_ready()
+        assert f'"mode":"{mode}","threads":3' in daemon.log or "cannot be read past the page cache" in daemon.log
+        with daemon.channel() as channel:
+            answers.append(generate(daemon, channel, length=20))
+        assert daemon.stop() == 0, daemon.log
+    assert answers[0] == answers[1] and len(answers[0]) == 20
 
 
 # A step that stands still.

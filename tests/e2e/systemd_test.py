@@ -151,7 +151,7 @@ def test_a_stalled_engine_starves_the_watchdog(start, supervisor):
 
 
 def test_a_slow_load_asks_for_more_time_as_it_goes_on(start, supervisor):
-    start("--fault", "checkpoint.read=delay:30ms", env=supervisor.env())
+    start("--fault", "checkpoint.read=delay:450ms", "--load-threads", 1, env=supervisor.env())
     supervisor.wait_for("READY", "1")
     assert sum("EXTEND_TIMEOUT_USEC" in message for message in supervisor.messages) >= 4
     shares = [int(found[1]) for m in supervisor.messages if (found := re.search(r": (\d+) %", m.get("STATUS", "")))]

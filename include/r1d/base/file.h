@@ -30,11 +30,18 @@ class File {
   // Fills `dest` from byte `offset`. kDataLoss when the file ends before or the system call fails.
   [[nodiscard]] absl::Status read_at(int64_t offset, std::span<std::byte> dest) const;
 
+  // kDataLoss when size or time of change are not what they were at open(): somebody writes to it.
+  [[nodiscard]] absl::Status check_unchanged() const;
+
+  // For system calls that have no function here; stays the File's.
+  [[nodiscard]] int descriptor() const { return descriptor_; }
+
  private:
-  File(int descriptor, int64_t size) : descriptor_(descriptor), size_(size) {}
+  explicit File(int descriptor) : descriptor_(descriptor) {}
 
   int descriptor_ = -1;
   int64_t size_ = 0;
+  int64_t changed_ns_ = 0;  // since the epoch, as the file system says
 };
 
 // The whole file. kInvalidArgument when it is larger than `max_bytes`; nothing is read then.

@@ -14,6 +14,7 @@
 #include <absl/status/statusor.h>
 
 #include "r1d/base/dtype.h"
+#include "r1d/base/file.h"
 #include "r1d/checkpoint/model_config.h"
 #include "r1d/checkpoint/shard_plan.h"
 
@@ -24,6 +25,14 @@ struct StoredTensor {
   DType dtype = DType::kF32;
   int64_t rows = 0;
   int64_t cols = 1;
+};
+
+// Where a part of a tensor lies in a file: row-major and dense from byte `begin` on.
+struct TensorBytes {
+  const File* file = nullptr;  // the source's
+  std::string file_name;       // for errors
+  int64_t begin = 0;           // from the start of the file
+  TensorSlice held;            // the rows and columns that stand there
 };
 
 // How a dummy tensor's values come about: element (row, col) is center + amplitude * u with u
@@ -59,6 +68,15 @@ class WeightSource {
   [[nodiscard]] virtual const WeightSource& for_rank(int32_t rank) const {
     static_cast<void>(rank);
     return *this;
+  }
+
+  // Where `slice` of tensor `name` stands, as it is, for those that read many tensors at once
+  // (WeightLoad); `held` covers it. nullopt: read() alone can tell.
+  [[nodiscard]] virtual std::optional<TensorBytes> locate(const std::string& name,
+                                                          const TensorSlice& slice) const {
+    static_cast<void>(name);
+    static_cast<void>(slice);
+    return std::nullopt;
   }
 
   // For dummy weights, what read() would compute; nullopt for weights from files.

@@ -19,6 +19,8 @@ struct ModelSettings {
   std::string path;  // model.path: Hugging Face directory
   std::string name;  // model.name: name clients see; default: the directory's last part
   std::string load_format = "auto";  // model.load_format: auto | safetensors | packed | dummy
+  std::string load_mode = "auto";    // model.load_mode: auto | cached | direct
+  int32_t load_threads = 0;          // model.load_threads: that read weights; 0 = a core each
   std::string config_file;           // model.config_file: config.json for load_format dummy
   uint64_t dummy_seed = 1;           // model.dummy_seed
   bool verify_checksums = true;      // model.verify_checksums: of packed weights, while loading
@@ -41,6 +43,7 @@ struct EngineSettings {
   bool bf16_dot = false;              // engine.bf16_dot: see ops::CpuOptions
   bool deterministic = false;         // engine.deterministic: see ops::CudaOptions
   bool cuda_graphs = true;            // engine.cuda_graphs
+  std::string numa = "auto";          // engine.numa: auto | off
   bool load_mtp = false;              // engine.load_mtp: load the MTP layers as well
 };
 

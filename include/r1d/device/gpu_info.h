@@ -17,6 +17,7 @@ struct GpuInfo {
   int32_t compute_minor = 0;
   int64_t memory_bytes = 0;
   int32_t num_multiprocessors = 0;
+  std::string pci_address;  // "0000:18:00.0", as sysfs spells it
 };
 
 // True when this binary was built with a CUDA toolkit (R1D_CUDA).

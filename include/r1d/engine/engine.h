@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <stop_token>
 #include <string>
 
 #include <absl/status/statusor.h>
@@ -12,6 +13,7 @@
 #include "r1d/base/dtype.h"
 #include "r1d/base/types.h"
 #include "r1d/checkpoint/shard_plan.h"
+#include "r1d/checkpoint/weight_load.h"
 #include "r1d/checkpoint/weight_source.h"
 #include "r1d/engine/executor.h"
 #include "r1d/ops/cpu_ops.h"
@@ -19,6 +21,10 @@
 namespace r1d::engine {
 
 enum class Device : uint8_t { kCpu, kCuda };
+
+// How weights are read: through the page cache, past it, or past it only where the host has not the
+// memory to keep them.
+enum class LoadMode : uint8_t { kAuto, kCached, kDirect };
 
 struct EngineOptions {
   Device device = Device::kCpu;
@@ -35,6 +41,9 @@ struct EngineOptions {
   bool with_mtp = false;
   bool deterministic = false;  // CUDA; the CPU always is
   bool cuda_graphs = true;
+  LoadMode load_mode = LoadMode::kAuto;
+  int32_t load_threads = 0;  // 0: a core each, 4 to 32
+  bool numa = true;  // ranks and their memory near their device, on hosts with several nodes
   ops::MlaForm mla_form = ops::MlaForm::kAuto;
 };
 
@@ -67,13 +76,14 @@ using PlanListener = std::function<void(const MemoryPlan& plan)>;
 class Engine final : public Executor {
  public:
   // `last_token_id`: ids above are padding and never sampled. What does not fit is refused before
-  // any weight is read (plan_memory()).
+  // any weight is read (plan_memory()). `stop` ends the load with kCancelled.
   [[nodiscard]] static absl::StatusOr<std::unique_ptr<Engine>> create(
       const checkpoint::WeightSource& source,
       const EngineOptions& options,
       TokenId last_token_id,
       const LoadFraction& progress,
-      const PlanListener& planned = nullptr);
+      const PlanListener& planned = nullptr,
+      std::stop_token stop = {});
   ~Engine() override;
 
   [[nodiscard]] absl::StatusOr<StepOutput> execute(std::span<const SequenceStep> batch) override;
@@ -83,7 +93,9 @@ class Engine final : public Executor {
 
   [[nodiscard]] const CachePlan& cache() const;
   [[nodiscard]] MemoryReport memory() const;  // as of now
-  [[nodiscard]] std::string device() const;   // "cpu (AVX3, 2 threads)", "cuda (NVIDIA H200)"
+  // How the weights were read; no bytes for dummy weights.
+  [[nodiscard]] const checkpoint::LoadReport& load_report() const;
+  [[nodiscard]] std::string device() const;  // "cpu (AVX3, 2 threads)", "cuda (NVIDIA H200)"
 
  private:
   class Impl;

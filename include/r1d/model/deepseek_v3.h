@@ -15,6 +15,7 @@
 
 #include "r1d/checkpoint/model_config.h"
 #include "r1d/checkpoint/shard_plan.h"
+#include "r1d/checkpoint/weight_load.h"
 #include "r1d/checkpoint/weight_source.h"
 #include "r1d/ops/ops.h"
 
@@ -49,7 +50,7 @@ struct RankWeights {
                                                        const checkpoint::RankShard& shard,
                                                        bool with_mtp);
 
-// Told after every tensor how many bytes it brought; an error stops the load and is passed on.
+// Told, on the rank's thread, how many more bytes came; an error stops the load and is passed on.
 using LoadProgress = std::function<absl::Status(int64_t bytes)>;
 
 // One decoder layer. Norm weights are f32 [D].
@@ -86,14 +87,16 @@ struct ModelWeights {
 class DeepSeekV3 {
  public:
   // Reads this rank's slices from `source` and takes activations for `max_tokens` a step.
-  // kFailedPrecondition when MTP is asked for and the source has none.
+  // kFailedPrecondition when MTP is asked for and the source has none. `files`: what the ranks that
+  // load together read through, so that no byte is read twice; null: this rank loads alone.
   [[nodiscard]] static absl::StatusOr<std::unique_ptr<DeepSeekV3>> load(
       const checkpoint::WeightSource& source,
       const checkpoint::RankShard& shard,
       ops::Ops& ops,
       int32_t max_tokens,
       bool with_mtp,
-      const LoadProgress& progress);
+      const LoadProgress& progress,
+      checkpoint::WeightLoad* files = nullptr);
   ~DeepSeekV3();
 
   // One step: writes the latents of its tokens to `pages` (one per layer) and, on rank 0, raw

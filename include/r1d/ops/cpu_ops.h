@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -23,6 +24,9 @@ struct CpuOptions {
   // path runs. Less exact (2e-2 instead of 1e-3 relative on the logits), and faster only where
   // vdpbf16ps outruns two f32 multiply-adds: src/ops/README.md has figures.
   bool bf16_dot = false;
+  // Told before rank r's object and its threads are made, on the thread that makes them: threads
+  // run where that one may run then.
+  std::function<void(int32_t rank)> before_rank = nullptr;
 };
 
 // The instruction set in use, e.g. "AVX3", "AVX2", "SSE4", "EMU128"; with "+BF16" when bf16_dot

@@ -212,6 +212,16 @@ class Ops {
   // Copies host bytes to device memory; done on return. For the CPU a memcpy (or nothing when
   // source and target are the same).
   [[nodiscard]] virtual absl::Status upload(std::byte* device, std::span<const std::byte> host) = 0;
+  // Page-locked host memory that start_upload() copies from while the host goes on; 4096-byte
+  // aligned. Without a device of its own: plain memory.
+  [[nodiscard]] virtual absl::StatusOr<std::unique_ptr<Buffer>> allocate_staging(
+      size_t bytes, const std::string& what);
+  // Starts a copy out of that memory, which stays as it is until wait_upload() of the result has
+  // returned. Copies are done in the order of their starts. By default done on return.
+  [[nodiscard]] virtual absl::StatusOr<uint64_t> start_upload(std::byte* device,
+                                                              std::span<const std::byte> staged);
+  // Waits for the copy that start_upload() numbered so, and those before it.
+  [[nodiscard]] virtual absl::Status wait_upload(uint64_t upload);
   // The way back, of what end_step() has finished; done on return.
   [[nodiscard]] virtual absl::Status download(std::span<std::byte> host,
                                               const std::byte* device) = 0;

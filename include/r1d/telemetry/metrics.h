@@ -105,6 +105,14 @@ class StartupMetrics {
   ~StartupMetrics();
   void load_progress(double fraction);  // 0 .. 1
   void load_seconds(double seconds);
+  struct WeightsRead {
+    int64_t bytes = 0;
+    double bytes_per_second = 0;
+    int64_t io_retries = 0;
+    int64_t stale_retries = 0;
+    int64_t timeout_retries = 0;
+  };
+  void weights_read(const WeightsRead& read);
   void ready(bool ready);
   void live(bool live);  // what /livez says
 

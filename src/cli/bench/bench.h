@@ -84,6 +84,18 @@ struct RankShardOptions {
 
 // Adds `bench collectives`.
 void add_collectives(CLI::App& bench, std::function<absl::Status()>& action);
+struct WeightsOptions {
+  std::string model;  // a Hugging Face directory
+  std::string device = "cpu";
+  int32_t world_size = 1;
+  bool expert_parallel = false;
+  std::string mode = "cached";  // or "direct"
+  int32_t num_threads = 0;
+  int32_t repeats = 3;
+  std::string json;  // a file; "": none
+};
+// Weights from disk to all ranks' memory, beside a plain read of the same files.
+[[nodiscard]] absl::Status weights(const WeightsOptions& options);
 
 // kInvalidArgument names the flag and the file.
 [[nodiscard]] absl::Status write_file(const char* flag,

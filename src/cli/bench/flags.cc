@@ -341,6 +341,31 @@ void add_offline(CLI::App& bench, Action& action) {
   command->callback([flags, &action] { action = [flags] { return run_offline(*flags); }; });
 }
 
+void add_weights(CLI::App& bench, Action& action) {
+  CLI::App* command = bench.add_subcommand(
+      "load", "Weights from disk to every rank, beside a plain read of the same files");
+  auto options = std::make_shared<WeightsOptions>();
+  command->add_option("model", options->model, "Hugging Face directory")->required();
+  command->add_option("--world-size", options->world_size, "Ranks")
+      ->check(CLI::IsMember({1, 2, 4, 8}))
+      ->capture_default_str();
+  command->add_flag("--expert-parallel", options->expert_parallel, "Whole experts a rank");
+  command->add_option("--mode", options->mode, "As model.load_mode")
+      ->check(CLI::IsMember({"cached", "direct"}))
+      ->capture_default_str();
+  command->add_option("--threads", options->num_threads, "As model.load_threads")
+      ->check(CLI::Range(0, 256))
+      ->capture_default_str();
+  command->add_option("--device", options->device, "Where the weights go")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->capture_default_str();
+  command->add_option("--repeats", options->repeats, "Passes of each kind; the median counts")
+      ->check(CLI::Range(1, 100))
+      ->capture_default_str();
+  command->add_option("--json", options->json, "File to write the result to");
+  command->callback([options, &action] { action = [options] { return weights(*options); }; });
+}
+
 }  // namespace
 }  // namespace r1d::cli::bench
 
@@ -353,6 +378,7 @@ void add_bench(CLI::App& app, std::function<absl::Status()>& action) {
   bench::add_report(*command, action);
   bench::add_offline(*command, action);
   bench::add_collectives(*command, action);
+  bench::add_weights(*command, action);
 }
 
 }  // namespace r1d::cli

@@ -296,6 +296,7 @@ std::vector<std::unique_ptr<Ops>> make_local_cpu_ops(const std::vector<ModelDims
   auto group = std::make_shared<cpu::LocalGroup>(static_cast<int32_t>(dims.size()));
   std::vector<std::unique_ptr<Ops>> ops;
   for (size_t rank = 0; rank < dims.size(); ++rank) {
+    if (options.before_rank) options.before_rank(static_cast<int32_t>(rank));
     ops.push_back(
         std::make_unique<cpu::CpuOps>(dims[rank], options, group, static_cast<int32_t>(rank)));
   }

@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/cpu/host_memory.h"
 
+#include <array>
 #include <cstring>
 #include <new>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #include <utility>
+
+#include <linux/mempolicy.h>
 
 #include "r1d/base/status.h"
 
@@ -13,6 +18,17 @@ namespace {
 
 constexpr std::align_val_t kAlignment{64};
 constexpr size_t kMappedBytes = size_t{2} << 20;  // a huge page; smaller pieces come from the heap
+
+// Memory of a thread that prefers a NUMA node keeps that preference also where another thread, such
+// as one that reads weights into it, touches it first. A hint: the calls may be refused.
+void keep_numa_preference(void* data, size_t bytes) {
+  constexpr unsigned long kMaxNodes = 1024;
+  std::array<unsigned long, kMaxNodes / (8 * sizeof(unsigned long))> nodes{};
+  int mode = MPOL_DEFAULT;
+  if (syscall(SYS_get_mempolicy, &mode, nodes.data(), kMaxNodes, nullptr, 0UL) != 0) return;
+  if (mode != MPOL_PREFERRED) return;
+  static_cast<void>(syscall(SYS_mbind, data, bytes, mode, nodes.data(), kMaxNodes, 0U));
+}
 
 std::byte* take(size_t bytes) {
   if (bytes < kMappedBytes) {
@@ -23,6 +39,7 @@ std::byte* take(size_t bytes) {
   void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (data == MAP_FAILED) return nullptr;
   madvise(data, bytes, MADV_HUGEPAGE);  // a hint: slower without, not wrong
+  keep_numa_preference(data, bytes);
   return static_cast<std::byte*>(data);
 }
 

@@ -30,6 +30,7 @@
 #include "ops/cuda/prepared.h"
 #include "ops/cuda/sampler.h"
 #include "ops/cuda/step.h"
+#include "ops/cuda/uploads.h"
 #include "ops/cuda_memory.h"
 
 namespace r1d::ops {
@@ -48,6 +49,17 @@ class CudaBuffer final : public Buffer {
  private:
   device::DeviceMemory memory_;
   const MemoryMeter::Share share_;
+};
+
+// PinnedMemory behind the interface of ops.h.
+class StagingBuffer final : public Buffer {
+ public:
+  explicit StagingBuffer(device::PinnedMemory memory) : memory_(std::move(memory)) {}
+  [[nodiscard]] std::byte* data() override { return memory_.data(); }
+  [[nodiscard]] size_t size() const override { return memory_.size(); }
+
+ private:
+  device::PinnedMemory memory_;
 };
 
 __nv_bfloat16* bf16(const Tensor& tensor) {
@@ -156,6 +168,17 @@ class CudaOps final : public Ops, public CudaProbe {
     R1D_RETURN_IF_ERROR(stream_.copy_in(device, host.data(), host.size()));
     return stream_.synchronize();
   }
+
+  [[nodiscard]] absl::StatusOr<std::unique_ptr<Buffer>> allocate_staging(
+      size_t bytes, const std::string& what) override {
+    R1D_ASSIGN_OR_RETURN(auto memory, device::PinnedMemory::allocate(bytes, what));
+    return std::make_unique<StagingBuffer>(std::move(memory));
+  }
+  [[nodiscard]] absl::StatusOr<uint64_t> start_upload(std::byte* device,
+                                                      std::span<const std::byte> staged) override {
+    return uploads_.start(device, staged);
+  }
+  [[nodiscard]] absl::Status wait_upload(uint64_t upload) override { return uploads_.wait(upload); }
 
   [[nodiscard]] absl::Status download(std::span<std::byte> host, const std::byte* device) override {
     R1D_RETURN_IF_ERROR(stream_.copy_out(host.data(), device, host.size()));
@@ -575,6 +598,7 @@ class CudaOps final : public Ops, public CudaProbe {
   const bool sm90_;
   const bool r1_heads_;
   device::Stream stream_;
+  Uploads uploads_;
   device::BlasLt blas_;
   device::Event begin_;
   device::Event end_;
