@@ -286,13 +286,6 @@ class Daemon {
   std::unique_ptr<StallWatch> watch_;
 };
 
-// The engine's threads cannot be joined, so nothing is torn down; every client has its answer.
-[[noreturn]] void leave_at_once() {
-  constexpr std::chrono::milliseconds kLogGrace{1000};
-  static_cast<void>(base::flush_logging(kLogGrace));
-  std::_Exit(EXIT_FAILURE);
-}
-
 }  // namespace
 
 absl::Status serve(const ServeOptions& options) {
