@@ -31,6 +31,7 @@ class PackedFile {
   [[nodiscard]] static absl::StatusOr<PackedFile> open(const std::string& path, std::string name);
 
   [[nodiscard]] const std::string& name() const { return name_; }
+  [[nodiscard]] const File& file() const { return file_; }
   [[nodiscard]] const PackedPage& page() const { return header_.page; }
   [[nodiscard]] const std::vector<PackedSection>& sections() const { return header_.sections; }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "r1d/base/check.h"
@@ -69,15 +70,36 @@ class RankSource final : public WeightSource {
                                   std::span<std::byte> dest) const override {
     R1D_ASSIGN_OR_RETURN(const PackedSet::Tensor* tensor, find_tensor(set_, name));
     if (slice.empty()) return absl::OkStatus();
-    const int32_t index = tensor->section_idxs[rank_];
-    const PackedFile& file = set_.files[rank_];
-    if (index < 0 || !holds(file.sections()[static_cast<size_t>(index)], slice)) {
-      return with_context(not_a_slice(set_, name, slice), file.name());
-    }
-    return read_section(file, static_cast<size_t>(index), slice, dest, verify_);
+    const std::optional<size_t> index = section_of(*tensor, slice);
+    if (!index) return with_context(not_a_slice(set_, name, slice), file().name());
+    return read_section(file(), *index, slice, dest, verify_);
+  }
+
+  // Checksums are compared piece by piece, which read() alone does.
+  [[nodiscard]] std::optional<TensorBytes> locate(const std::string& name,
+                                                  const TensorSlice& slice) const override {
+    const auto tensor = set_.tensors.find(name);
+    if (verify_ || slice.empty() || tensor == set_.tensors.end()) return std::nullopt;
+    const std::optional<size_t> index = section_of(tensor->second, slice);
+    if (!index) return std::nullopt;
+    const PackedSection& section = file().sections()[*index];
+    return TensorBytes{.file = &file().file(),
+                       .file_name = file().name(),
+                       .begin = section.offset,
+                       .held = section.slice};
   }
 
  private:
+  [[nodiscard]] const PackedFile& file() const { return set_.files[rank_]; }
+
+  [[nodiscard]] std::optional<size_t> section_of(const PackedSet::Tensor& tensor,
+                                                 const TensorSlice& slice) const {
+    const int32_t index = tensor.section_idxs[rank_];
+    if (index < 0) return std::nullopt;
+    const auto found = static_cast<size_t>(index);
+    return holds(file().sections()[found], slice) ? std::optional(found) : std::nullopt;
+  }
+
   const PackedSet& set_;
   const WeightSource& all_;
   const size_t rank_;

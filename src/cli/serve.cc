@@ -116,9 +116,10 @@ class Daemon {
         [this](const absl::Status& why) { lost(why); },
         [this](bool under_way) { show_health({.recovering = under_way}); });
     loop_->start();
-    frontend_.attach(admission_limits(files_, engine_->cache()), files_.text, *loop_);
-    grpc_->model_loaded(served_model(files_, config_, *engine_));
     registry_.add_dialects(metric_labels(files_, config_, *engine_));
+    frontend_.attach(
+        admission_limits(files_, engine_->cache()), files_.text, *loop_);  // /readyz: yes
+    grpc_->model_loaded(served_model(files_, config_, *engine_));
     startup_metrics_.ready(true);
     watch_ = std::make_unique<StallWatch>(
         stall_limits(config_),

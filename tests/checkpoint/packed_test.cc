@@ -5,6 +5,7 @@
 #include <cstring>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -68,6 +69,13 @@ void expect_slice(const WeightSource& packed,
   const absl::Status status = packed.read(name, slice, found);
   ASSERT_TRUE(status.ok()) << status;
   EXPECT_EQ(found, expected_bytes(source, name, slice, rank_1)) << name;
+  const std::optional<TensorBytes> place = packed.locate(name, slice);
+  if (!place) return;
+  const int64_t rows_before = slice.rows.begin - place->held.rows.begin;
+  const int64_t row_bytes = place->held.cols.size() * dtype_bytes(stored->dtype);
+  std::vector<std::byte> located = bytes_for(*stored, slice);
+  ASSERT_TRUE(place->file->read_at(place->begin + rows_before * row_bytes, located).ok()) << name;
+  EXPECT_EQ(located, found) << name;
 }
 
 void expect_rank(const WeightSource& packed, const WeightSource& source, const RankShard& shard) {
@@ -132,6 +140,15 @@ TEST_P(PackedBytesTest, AreThoseOfTheCheckpointForEveryRank) {
     expect_rank((*opened)->for_rank(rank), **source, shard);
     expect_rank(**opened, **source, shard);
   }
+  const auto unverified =
+      open_checkpoint(out.path() + "/new/packed",
+                      {.world_size = world_size, .expert_split = split, .verify_checksums = false});
+  ASSERT_TRUE(unverified.ok()) << unverified.status();
+  const RankShard first = make_rank_shard((*source)->config(), 0, world_size, split).value();
+  expect_rank((*unverified)->for_rank(0), **source, first);
+  const TensorSlice norm{.rows = {0, (*source)->config().hidden_size}, .cols = {0, 1}};
+  EXPECT_TRUE((*unverified)->for_rank(0).locate("model.norm.weight", norm).has_value());
+  EXPECT_FALSE((*opened)->for_rank(0).locate("model.norm.weight", norm).has_value());
   const auto verified = verify_packed(out.path() + "/new/packed", 2, nullptr);
   ASSERT_TRUE(verified.ok()) << verified.status();
   EXPECT_EQ(verified->num_damaged, 0);
