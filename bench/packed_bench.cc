@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What packing does for a load: the weights of all ranks into memory, a thread a rank, from a
-// checkpoint and from its packed files, with and without checksums, in turns.
+// What packing does for a load: the weights of all ranks into memory, from a checkpoint and
+// from its packed files, with and without checksums, in turns.
 //
 //   r1d_packed_bench CHECKPOINT PACKED [ROUNDS] [cold]
 //
@@ -27,6 +27,7 @@
 #include "r1d/base/file.h"
 #include "r1d/base/status.h"
 #include "r1d/checkpoint/packed.h"
+#include "r1d/checkpoint/weight_load.h"
 #include "r1d/ops/cpu_ops.h"
 
 #include "checkpoint/packed_file.h"
@@ -58,12 +59,14 @@ struct Bench {
       dims.push_back(model::make_dims(source.config(), shards.back()));
     }
     const auto ops = ops::make_local_cpu_ops(dims, {.max_tokens = 1});
+    checkpoint::WeightLoad files({}, info.world_size);
     on_every_rank([&](int32_t rank) {
       const auto index = static_cast<size_t>(rank);
       const auto store = model::WeightStore::load(source.for_rank(rank),
                                                   shards[index],
                                                   *ops[index],
                                                   /*with_mtp=*/false,
+                                                  files,
                                                   [](int64_t) { return absl::OkStatus(); });
       if (!store.ok()) std::fprintf(stderr, "%s\n", message_of(store.status()).c_str());
       R1D_CHECK(store.ok());

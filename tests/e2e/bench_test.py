@@ -256,7 +256,20 @@ def test_a_load_stands_beside_a_plain_read_of_the_same_files(tmp_path, mode):
     assert "median" in answer.stdout and f"{100 * result['median_share']:.0f} %" in answer.stdout
 
 
+def test_packed_files_are_loaded_and_read_alike(tmp_path):
+    packed, file = tmp_path / "packed", tmp_path / "load.json"
+    assert r1d.run("pack", NANO, "--world-size", 2, "--output", packed).returncode == 0
+    answer = r1d.run("bench", "load", packed, "--world-size", 2, "--mode", "direct", "--repeats", 1, "--json", file)
+    assert answer.returncode == 0, answer.stderr
+    result = json.loads(file.read_text())
+    size = sum(path.stat().st_size for path in packed.glob("*.r1dpack"))
+    assert 0.6 * size < result["bytes"] <= size  # all but the MTP layer, headers and gaps
+    assert result["median_share"] > 0
+    answer = r1d.run("bench", "load", packed, "--world-size", 4)
+    assert answer.returncode == 1 and "world size" in answer.stderr
+
+
 def test_a_load_of_no_model_names_the_directory(tmp_path):
     answer = r1d.run("bench", "load", tmp_path)
     assert answer.returncode == 1
-    assert f"{tmp_path}: has no .safetensors files" in answer.stderr
+    assert f"{tmp_path}: has no .safetensors or .r1dpack files" in answer.stderr

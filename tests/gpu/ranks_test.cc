@@ -152,7 +152,9 @@ class RankedModel {
               }));
       const int64_t bytes = kBlocks * kBlockSize * config.latent_width() * 2;
       for (int32_t layer = 0; layer < config.num_hidden_layers; ++layer) {
-        R1D_ASSIGN_OR_RETURN(auto buffer, rank.ops->allocate(static_cast<size_t>(bytes), "cache"));
+        R1D_ASSIGN_OR_RETURN(
+            auto buffer,
+            rank.ops->allocate(static_cast<size_t>(bytes), ops::MemoryKind::kLatentCache, "cache"));
         rank.pages.push_back({.data = buffer->data(),
                               .dtype = DType::kBF16,
                               .num_blocks = kBlocks,

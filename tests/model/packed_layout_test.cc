@@ -11,6 +11,7 @@
 
 #include "r1d/base/status.h"
 #include "r1d/checkpoint/packed.h"
+#include "r1d/checkpoint/weight_load.h"
 #include "r1d/ops/cpu_ops.h"
 
 #include "checkpoint/packed_file.h"
@@ -71,6 +72,8 @@ TEST_P(PackedLayersTest, AreThoseThatWeightStoreHasInMemory) {
   const auto original = checkpoint::open_hugging_face(model.path());
   const auto source = checkpoint::open_packed(packed.path(), {});
   ASSERT_TRUE(source.ok()) << message_of(source.status());
+  const auto unverified = checkpoint::open_packed(packed.path(), {.verify_checksums = false});
+  ASSERT_TRUE(unverified.ok()) << message_of(unverified.status());
   const checkpoint::ModelConfig& config = (*source)->config();
   for (int32_t rank = 0; rank < kWorld; ++rank) {
     const auto shard = checkpoint::make_rank_shard(config, rank, kWorld, GetParam()).value();
@@ -79,11 +82,15 @@ TEST_P(PackedLayersTest, AreThoseThatWeightStoreHasInMemory) {
     const std::string name = checkpoint::packed_file_name(rank, kWorld);
     const auto file = PackedFile::open(packed.path() + "/" + name, name);
     ASSERT_TRUE(file.ok()) << message_of(file.status());
-    for (const checkpoint::WeightSource* from : {original->get(), source->get()}) {
-      const auto store = WeightStore::load(
-          from->for_rank(rank), shard, *ops[0], /*with_mtp=*/true, [](int64_t /*bytes*/) {
-            return absl::OkStatus();
-          });
+    for (const checkpoint::WeightSource* from :
+         {original->get(), source->get(), unverified->get()}) {
+      checkpoint::WeightLoad files({}, /*num_ranks=*/1);
+      const auto store = WeightStore::load(from->for_rank(rank),
+                                           shard,
+                                           *ops[0],
+                                           /*with_mtp=*/true,
+                                           files,
+                                           [](int64_t /*bytes*/) { return absl::OkStatus(); });
       ASSERT_TRUE(store.ok()) << message_of(store.status());
       expect_same_layers(*store, *file);
     }

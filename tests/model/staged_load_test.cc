@@ -28,9 +28,10 @@ class StagedOps final : public ops::Ops {
   [[nodiscard]] DType activation_dtype() const override { return DType::kF32; }
   [[nodiscard]] bool host_addressable() const override { return false; }
   [[nodiscard]] absl::StatusOr<std::unique_ptr<ops::Buffer>> allocate(
-      size_t bytes, const std::string& what) override {
-    return memory_.front()->allocate(bytes, what);
+      size_t bytes, ops::MemoryKind kind, const std::string& what) override {
+    return memory_.front()->allocate(bytes, kind, what);
   }
+  [[nodiscard]] ops::MemoryUse memory_use() const override { return memory_.front()->memory_use(); }
   [[nodiscard]] absl::Status upload(std::byte* device, std::span<const std::byte> host) override {
     return memory_.front()->upload(device, host);
   }
@@ -79,6 +80,7 @@ class StagedOps final : public ops::Ops {
   }
   [[nodiscard]] absl::Status end_step() override { return no(); }
   void abort() override {}
+  [[nodiscard]] absl::Status rejoin() override { return no(); }
 
  private:
   struct Upload {

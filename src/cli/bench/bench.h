@@ -85,7 +85,7 @@ struct RankShardOptions {
 // Adds `bench collectives`.
 void add_collectives(CLI::App& bench, std::function<absl::Status()>& action);
 struct WeightsOptions {
-  std::string model;  // a Hugging Face directory
+  std::string model;  // a Hugging Face directory, or a packed one
   std::string device = "cpu";
   int32_t world_size = 1;
   bool expert_parallel = false;

@@ -345,7 +345,11 @@ void add_weights(CLI::App& bench, Action& action) {
   CLI::App* command = bench.add_subcommand(
       "load", "Weights from disk to every rank, beside a plain read of the same files");
   auto options = std::make_shared<WeightsOptions>();
-  command->add_option("model", options->model, "Hugging Face directory")->required();
+  command
+      ->add_option("model",
+                   options->model,
+                   "Hugging Face directory, or a packed one (its checksums are not compared)")
+      ->required();
   command->add_option("--world-size", options->world_size, "Ranks")
       ->check(CLI::IsMember({1, 2, 4, 8}))
       ->capture_default_str();

@@ -122,9 +122,12 @@ absl::StatusOr<std::vector<std::string>> weight_files(const std::string& dir) {
   std::vector<std::string> files;
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator(dir, error)) {
-    if (entry.path().extension() == ".safetensors") files.push_back(entry.path().string());
+    const auto extension = entry.path().extension();
+    if (extension == ".safetensors" || extension == ".r1dpack") {
+      files.push_back(entry.path().string());
+    }
   }
-  if (files.empty()) return not_found("{}: has no .safetensors files", dir);
+  if (files.empty()) return not_found("{}: has no .safetensors or .r1dpack files", dir);
   std::sort(files.begin(), files.end());
   return files;
 }

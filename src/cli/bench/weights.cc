@@ -10,7 +10,7 @@
 
 #include "r1d/base/status.h"
 #include "r1d/base/version.h"
-#include "r1d/checkpoint/weight_source.h"
+#include "r1d/checkpoint/packed.h"
 #include "r1d/engine/engine.h"
 
 #include "cli/bench/bench.h"
@@ -65,7 +65,12 @@ class LoadBench {
 
   absl::Status load() {
     R1D_RETURN_IF_ERROR(drop_from_cache(files_));
-    R1D_ASSIGN_OR_RETURN(const auto source, checkpoint::open_hugging_face(options_.model));
+    // Comparing checksums is not reading: packed files come without.
+    R1D_ASSIGN_OR_RETURN(const auto source,
+                         checkpoint::open_checkpoint(options_.model,
+                                                     {.world_size = options_.world_size,
+                                                      .expert_split = expert_split(),
+                                                      .verify_checksums = false}));
     R1D_ASSIGN_OR_RETURN(
         const auto engine,
         engine::Engine::create(*source,
@@ -86,6 +91,11 @@ class LoadBench {
     return absl::OkStatus();
   }
 
+  [[nodiscard]] checkpoint::ExpertSplit expert_split() const {
+    return options_.expert_parallel ? checkpoint::ExpertSplit::kExpert
+                                    : checkpoint::ExpertSplit::kTensor;
+  }
+
   // Everything besides the weights as small as it goes.
   [[nodiscard]] engine::EngineOptions engine_options(const checkpoint::ModelConfig& config) const {
     const engine::Device device = choose_device(options_.device);
@@ -93,8 +103,7 @@ class LoadBench {
     return {.device = device,
             .world_size = options_.world_size,
             .num_threads = options_.world_size,
-            .expert_split = options_.expert_parallel ? checkpoint::ExpertSplit::kExpert
-                                                     : checkpoint::ExpertSplit::kTensor,
+            .expert_split = expert_split(),
             .kv_cache_dtype = dtype,
             .kv_cache_bytes = kBlockTokens * config.latent_width() * config.num_hidden_layers *
                               dtype_bytes(dtype),
