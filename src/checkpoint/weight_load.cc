@@ -374,12 +374,12 @@ class WeightLoad::Impl {
       scattered = scatter(plan_, chunk, bytes);
       return file.read(chunk.begin, chunk.end, scattered.pieces);
     }));
-    deal(chunk, bytes, std::move(scattered.rest));
+    deal(chunk, bytes, scattered.rest);
     return absl::OkStatus();
   }
 
   // `rest`: strips that are not in place yet.
-  void deal(const Chunk& chunk, const std::byte* bytes, std::vector<uint32_t> rest) {
+  void deal(const Chunk& chunk, const std::byte* bytes, std::span<const uint32_t> rest) {
     std::vector<uint32_t> staged;
     for (const uint32_t id : rest) {
       const Strip& strip = plan_.strips[id];
