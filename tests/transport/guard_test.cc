@@ -443,7 +443,7 @@ TEST_F(GuardTest, ServesManyConnectionsAtOnce) {
 
 TEST_F(GuardTest, ListensOnEveryAddressOfAHost) {
   options_.address = "localhost:0";
-  start();
+  ASSERT_NO_FATAL_FAILURE(start());
   tcp::socket v4 = connect("127.0.0.1");
   ASSERT_TRUE(send(v4, client_start()));
   accept();

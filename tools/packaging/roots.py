@@ -84,6 +84,7 @@ class Root:
         resolver = self.inside("/etc/resolv.conf")
         resolver.unlink(missing_ok=True)
         shutil.copy("/etc/resolv.conf", resolver)
+        self.inside("/etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")  # as every machine has
         variables = [f"{name}={value}" for name, value in environment.items()]
         subprocess.run(
             ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-euc", ENTER, "enter", str(self.path),
