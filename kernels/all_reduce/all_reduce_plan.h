@@ -8,10 +8,11 @@
 
 namespace r1d::kernels {
 
-inline constexpr int kMaxPeers = 8;        // ranks that meet in peer memory
-inline constexpr int kMaxPeerBlocks = 64;  // CTAs with flags of their own
-inline constexpr int kWordValues = 4;      // bf16 values in a 16-byte word of data and flags
-inline constexpr int kPeerVector = 8;      // bf16 values in a 16-byte vector
+inline constexpr int kMaxPeers = 8;          // ranks that meet in peer memory
+inline constexpr int kMaxPeerBlocks = 64;    // CTAs with flags of their own
+inline constexpr int kWordValues = 4;        // bf16 values in a 16-byte word of data and flags
+inline constexpr int kPeerVector = 8;        // bf16 values in a 16-byte vector
+inline constexpr int kMaxPeerTokens = 4096;  // sampled tokens that rank 0 sends
 inline constexpr int64_t kPeerAlignment = 256;
 
 // What a flag says: the sender's part of the sum is there; the sum of its shard is there; its
@@ -22,12 +23,14 @@ enum class PeerFlag : int32_t { kPart, kShard, kColumns, kCount };
 //   words    [2 parities][world senders][words_each] x 16 bytes     one-shot
 //   vectors  [2 phases][2 parities][world][vectors_each] x 16       two-shot: parts, then sums
 //   flags    [PeerFlag][world senders][kMaxPeerBlocks] x 4
+//   tokens   [kMaxPeerTokens] x 8                                   from rank 0
 struct PeerLayout {
   int32_t world = 0;
   int64_t words_each = 0;
   int64_t vectors_each = 0;
   int64_t vectors_at = 0;
   int64_t flags_at = 0;
+  int64_t tokens_at = 0;
   int64_t bytes = 0;
 
   [[nodiscard]] constexpr int64_t word_at(uint32_t epoch, int32_t sender, int64_t word) const {
@@ -42,6 +45,9 @@ struct PeerLayout {
   }
   [[nodiscard]] constexpr int64_t flag_at(PeerFlag flag, int32_t sender, int32_t block) const {
     return flags_at + ((static_cast<int64_t>(flag) * world + sender) * kMaxPeerBlocks + block) * 4;
+  }
+  [[nodiscard]] constexpr int64_t token_at(int32_t row) const {
+    return tokens_at + int64_t{row} * 8;
   }
   // Most values of one call.
   [[nodiscard]] constexpr int64_t one_shot_values() const { return words_each * kWordValues; }
@@ -62,9 +68,10 @@ constexpr PeerLayout plan_peer_layout(int32_t world,
       up(two_shot_bytes, 2 * kPeerVector * world) / (2 * kPeerVector * world) + kMaxPeerBlocks;
   layout.vectors_at = up(2 * world * layout.words_each * 16, kPeerAlignment);
   layout.flags_at = up(layout.vectors_at + 4 * world * layout.vectors_each * 16, kPeerAlignment);
-  layout.bytes =
+  layout.tokens_at =
       up(layout.flags_at + static_cast<int64_t>(PeerFlag::kCount) * world * kMaxPeerBlocks * 4,
          kPeerAlignment);
+  layout.bytes = up(layout.tokens_at + int64_t{kMaxPeerTokens} * 8, kPeerAlignment);
   return layout;
 }
 

@@ -87,11 +87,16 @@ class GoldenRun {
 
   absl::Status run_to_end() {
     int64_t tokens_left = kPreemptEvery;
-    while (!scheduler_.idle()) {
-      R1D_CHECK(scheduler_.plan(clock_.now()).kind == scheduler::Decision::Kind::kRun);
-      R1D_ASSIGN_OR_RETURN(engine::StepOutput output, engine_.execute(scheduler_.batch()));
-      for (const engine::SequenceStep& step : scheduler_.batch())
-        tokens_left -= step.sampling != nullptr;
+    // As the step loop runs them; preemption wants no step in flight.
+    const int32_t ahead = options_.preempt ? 0 : engine_.steps_ahead();
+    while (!scheduler_.idle() || scheduler_.num_in_flight() > 0) {
+      if (scheduler_.plan(clock_.now()).kind == scheduler::Decision::Kind::kRun) {
+        for (const engine::SequenceStep& step : scheduler_.batch())
+          tokens_left -= step.sampling != nullptr;
+        R1D_RETURN_IF_ERROR(engine_.start(scheduler_.batch()));
+        if (scheduler_.num_in_flight() <= ahead) continue;
+      }
+      R1D_ASSIGN_OR_RETURN(engine::StepOutput output, engine_.finish());
       scheduler_.commit(std::move(output), clock_.now());
       if (!options_.preempt || tokens_left > 0) continue;
       scheduler_.preempt_all();

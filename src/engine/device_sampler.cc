@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <map>
 
+#include "r1d/base/check.h"
 #include "r1d/base/status.h"
 
 namespace r1d::engine {
@@ -48,8 +49,9 @@ void add_masked(const SamplingParams& params,
 
 ops::SampleRow make_row(const SequenceStep& step, ops::SampleRequest& request) {
   const SamplingParams& params = *step.sampling;
+  R1D_CHECK(step.follows < 0 || !looks_back(params));
   const auto output = step.tokens.subspan(static_cast<size_t>(step.num_prompt_tokens));
-  const auto num_output = static_cast<int32_t>(output.size());
+  const int32_t num_output = static_cast<int32_t>(output.size()) + (step.follows >= 0 ? 1 : 0);
   ops::SampleRow row{.temperature = params.temperature,
                      .top_p = params.top_p,
                      .min_p = params.min_p,
@@ -75,6 +77,10 @@ bool is_plain_greedy(const ops::SampleRow& row) {
 }
 
 }  // namespace
+
+bool looks_back(const SamplingParams& params) {
+  return has_penalties(params) || params.thinking_limit.has_value();
+}
 
 void fill_sample_request(std::span<const SequenceStep> batch,
                          TokenId last_token_id,

@@ -2,6 +2,7 @@
 #include "r1d/engine/engine.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <limits>
 #include <numeric>
@@ -64,6 +65,16 @@ bool read_direct(const EngineOptions& options, int64_t weight_bytes) {
   return copies * weight_bytes > spare_host_bytes("");
 }
 
+// A step on its way, from start() to finish().
+struct StartedStep {
+  StepInputBuilder inputs;
+  ops::SampleRequest request;    // what a device samples
+  std::vector<size_t> sampling;  // sequences of the batch that sample, in its order
+  std::vector<bool> captured;    // of those: whether their logits go into the output
+  std::vector<float> logits;     // [rows, V], where the host samples or somebody wants to see them
+  StepOutput output;
+};
+
 // What one rank's thread owns.
 struct Rank {
   RankShard shard;
@@ -93,9 +104,12 @@ class Engine::Impl {
         ranks_(std::move(ranks)),
         group_(options.world_size, [this] { abort_ranks(); }),
         interrupt_([this] { abort_ranks(); }),
-        sampler_pool_(std::min(total_threads(options), options.max_batch_size)),
-        logits_(static_cast<size_t>(options.max_batch_size) *
-                static_cast<size_t>(config.vocab_size)) {}
+        sampler_pool_(std::min(total_threads(options), options.max_batch_size)) {
+    if (!ranks_.front().ops->samples()) {
+      steps_.front().logits.resize(static_cast<size_t>(options.max_batch_size) *
+                                   static_cast<size_t>(config.vocab_size));
+    }
+  }
 
   absl::Status load(const WeightSource& source, const LoadFraction& report, std::stop_token stop) {
     int64_t total = 0;
@@ -127,17 +141,24 @@ class Engine::Impl {
     return report;
   }
 
-  absl::StatusOr<StepOutput> execute(std::span<const SequenceStep> batch) {
-    StepOutput output;
-    interrupt_.begin();
+  [[nodiscard]] int32_t steps_ahead() const { return ranks_.front().ops->steps_ahead(); }
+
+  absl::Status start(std::span<const SequenceStep> batch) {
+    R1D_CHECK(num_started_ - num_finished_ <= static_cast<uint64_t>(steps_ahead()));
+    if (num_started_++ == num_finished_) interrupt_.begin();
     const absl::Status failure =
-        base::without_exceptions([&] { return execute_step(batch, output); });
-    const absl::Status interruption = interrupt_.end();
-    // That ranks lost each other is what an interruption looks like to them; anything worse counts.
-    const bool worse = !failure.ok() && !recovery_cause(failure).has_value();
-    if (!interruption.ok() && !worse) return interruption;
-    R1D_RETURN_IF_ERROR(failure);
-    return output;
+        base::without_exceptions([&] { return start_step(batch, slot_of(num_started_ - 1)); });
+    return failure.ok() ? failure : give_up(failure);
+  }
+
+  absl::StatusOr<StepOutput> finish() {
+    StartedStep& step = slot_of(num_finished_);
+    const absl::Status failure = base::without_exceptions([&] { return finish_step(step); });
+    if (!failure.ok()) return give_up(failure);
+    const bool last = ++num_finished_ == num_started_;
+    const absl::Status interruption = last ? interrupt_.end() : interrupt_.so_far();
+    if (!interruption.ok()) return last ? interruption : give_up(interruption);
+    return std::move(step.output);
   }
 
   void interrupt(const absl::Status& why) { interrupt_.interrupt(why); }
@@ -170,13 +191,36 @@ class Engine::Impl {
     for (const Rank& rank : ranks_) rank.ops->abort();
   }
 
-  absl::Status execute_step(std::span<const SequenceStep> batch, StepOutput& output) {
-    const ops::StepInputs& inputs = inputs_.build(batch);
+  [[nodiscard]] StartedStep& slot_of(uint64_t step) {
+    return steps_[step % static_cast<uint64_t>(steps_ahead() + 1)];
+  }
+
+  // Voids every step on its way. That ranks lost each other is what an interruption looks like to
+  // them; anything worse counts.
+  absl::Status give_up(const absl::Status& failure) {
+    num_finished_ = num_started_;
+    const absl::Status interruption = interrupt_.end();
+    const bool worse = !recovery_cause(failure).has_value();
+    return interruption.ok() || worse ? failure : interruption;
+  }
+
+  absl::Status start_step(std::span<const SequenceStep> batch, StartedStep& step) {
+    const ops::StepInputs& inputs = step.inputs.build(batch);
     R1D_CHECK(inputs.token_ids.size() <= static_cast<size_t>(options_.max_num_batched_tokens));
     R1D_CHECK(inputs.logit_rows.size() <= static_cast<size_t>(options_.max_batch_size));
     R1D_RETURN_IF_ERROR(base::fault_status(base::FaultPoint::kStep));
-    R1D_RETURN_IF_ERROR(run_step(inputs, batch));
-    sample(batch, output);
+    note_samples(batch, step);
+    R1D_RETURN_IF_ERROR(launch_step(inputs, batch, step));
+    if (!ranks_.front().ops->samples()) sample_on_host(batch, step);
+    return absl::OkStatus();
+  }
+
+  absl::Status finish_step(StartedStep& step) {
+    if (steps_ahead() > 0) {
+      R1D_RETURN_IF_ERROR(
+          group_.run([&](int32_t r) { return ranks_[static_cast<size_t>(r)].ops->wait_step(); }));
+    }
+    if (ranks_.front().ops->samples()) take_sampled(step);
     progress_.fetch_add(1, std::memory_order_relaxed);
     return absl::OkStatus();
   }
@@ -257,63 +301,64 @@ class Engine::Impl {
         inputs.build(batch), rank.cache->layers(), nullptr, ignored_progress_);
   }
 
+  // Row b of the logits, and of what a device samples, belongs to the b-th sequence that samples.
+  static void note_samples(std::span<const SequenceStep> batch, StartedStep& step) {
+    step.output.tokens.assign(batch.size(), {});
+    step.sampling.clear();
+    step.captured.clear();
+    for (size_t i = 0; i < batch.size(); ++i) {
+      if (batch[i].sampling == nullptr) continue;
+      step.sampling.push_back(i);
+      step.captured.push_back(batch[i].capture_logits);
+    }
+  }
+
   // Forward on all ranks; rank 0 also samples where it can, and brings the logits to the host where
   // it cannot or somebody wants to see them.
-  absl::Status run_step(ops::StepInputs inputs, std::span<const SequenceStep> batch) {
-    const bool on_device = ranks_.front().ops->samples();
-    const bool captured = std::any_of(batch.begin(), batch.end(), [](const SequenceStep& step) {
-      return step.capture_logits && step.sampling != nullptr;
-    });
-    if (on_device) {
-      fill_sample_request(batch, last_token_id_, vocab_size_, request_);
-      inputs.sample = &request_;
+  absl::Status launch_step(ops::StepInputs inputs,
+                           std::span<const SequenceStep> batch,
+                           StartedStep& step) {
+    float* logits = step.logits.data();
+    if (ranks_.front().ops->samples()) {
+      fill_sample_request(batch, last_token_id_, vocab_size_, step.request);
+      inputs.sample = &step.request;
+      const bool wanted = std::ranges::find(step.captured, true) != step.captured.end();
+      if (wanted) step.logits.resize(step.sampling.size() * static_cast<size_t>(vocab_size_));
+      logits = wanted ? step.logits.data() : nullptr;
     }
-    float* logits = !on_device || captured ? logits_.data() : nullptr;
     return group_.run([&](int32_t r) {
       Rank& rank = ranks_[static_cast<size_t>(r)];
       std::atomic<uint64_t>& layers_done = r == 0 ? progress_ : ignored_progress_;
-      return rank.model->forward(
+      return rank.model->launch(
           inputs, rank.cache->layers(), r == 0 ? logits : nullptr, layers_done);
     });
   }
 
-  // Row b of the logits, and of what a device sampled, belongs to the b-th sequence that samples.
-  void sample(std::span<const SequenceStep> batch, StepOutput& output) {
-    output.tokens.resize(batch.size());
-    sampling_.clear();
-    for (size_t i = 0; i < batch.size(); ++i) {
-      if (batch[i].sampling != nullptr) sampling_.push_back(i);
-    }
-    if (ranks_.front().ops->samples()) {
-      take_sampled(batch, output);
-    } else {
-      sample_on_host(batch, output);
-    }
-  }
-
-  [[nodiscard]] std::span<float> logits_row(size_t row) {
+  [[nodiscard]] std::span<float> logits_row(StartedStep& step, size_t row) const {
     const auto width = static_cast<size_t>(vocab_size_);
-    return {logits_.data() + row * width, width};
+    return {step.logits.data() + row * width, width};
   }
 
-  void take_sampled(std::span<const SequenceStep> batch, StepOutput& output) {
-    for (size_t row = 0; row < sampling_.size(); ++row) {
-      const size_t i = sampling_[row];
-      output.tokens[i] = sampled_token(request_, row);
-      if (!batch[i].capture_logits) continue;
-      const std::span<float> logits = logits_row(row);
-      output.tokens[i].logits.assign(logits.begin(), logits.end());
+  void take_sampled(StartedStep& step) const {
+    for (size_t row = 0; row < step.sampling.size(); ++row) {
+      SampledToken& token = step.output.tokens[step.sampling[row]];
+      token = sampled_token(step.request, row);
+      if (!step.captured[row]) continue;
+      const std::span<float> logits = logits_row(step, row);
+      token.logits.assign(logits.begin(), logits.end());
     }
   }
 
   // Sequences are sampled side by side; what goes wrong with one ends that one alone.
-  void sample_on_host(std::span<const SequenceStep> batch, StepOutput& output) {
-    sampler_pool_.parallel_for(static_cast<int64_t>(sampling_.size()), [&](int64_t row, int32_t) {
-      const size_t i = sampling_[static_cast<size_t>(row)];
+  void sample_on_host(std::span<const SequenceStep> batch, StartedStep& step) {
+    const auto rows = static_cast<int64_t>(step.sampling.size());
+    sampler_pool_.parallel_for(rows, [&](int64_t row, int32_t) {
+      const size_t i = step.sampling[static_cast<size_t>(row)];
+      SampledToken& token = step.output.tokens[i];
       try {
-        output.tokens[i] = sample_row(batch[i], logits_row(static_cast<size_t>(row)));
+        token = sample_row(batch[i], logits_row(step, static_cast<size_t>(row)));
       } catch (...) {
-        output.tokens[i].status = base::caught_status();
+        token.status = base::caught_status();
       }
     });
   }
@@ -341,13 +386,12 @@ class Engine::Impl {
   checkpoint::LoadReport load_report_;
   std::atomic<uint64_t> progress_{0};
   std::atomic<uint64_t> ignored_progress_{0};  // the other ranks' layers
-  StepInputBuilder inputs_;
-  std::vector<size_t> sampling_;
-  ops::SampleRequest request_;  // what a device samples
+  std::array<StartedStep, 2> steps_;           // used in turn
+  uint64_t num_started_ = 0;
+  uint64_t num_finished_ = 0;
   RankGroup group_;
   StepInterrupt interrupt_;
   base::ThreadPool sampler_pool_;
-  std::vector<float> logits_;  // [max_batch_size, V]
 };
 
 Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -384,7 +428,17 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::create(const WeightSource& sourc
 }
 
 absl::StatusOr<StepOutput> Engine::execute(std::span<const SequenceStep> batch) {
-  return impl_->execute(batch);
+  R1D_RETURN_IF_ERROR(impl_->start(batch));
+  return impl_->finish();
+}
+int32_t Engine::steps_ahead() const {
+  return impl_->steps_ahead();
+}
+absl::Status Engine::start(std::span<const SequenceStep> batch) {
+  return impl_->start(batch);
+}
+absl::StatusOr<StepOutput> Engine::finish() {
+  return impl_->finish();
 }
 uint64_t Engine::progress() const {
   return impl_->progress();

@@ -26,6 +26,12 @@ void StepInterrupt::begin() {
   why_ = absl::OkStatus();
 }
 
+absl::Status StepInterrupt::so_far() {
+  const base::MutexLock lock(mu_);
+  while (due_) done_.wait(mu_);
+  return why_;
+}
+
 absl::Status StepInterrupt::end() {
   const base::MutexLock lock(mu_);
   in_step_ = false;

@@ -12,7 +12,8 @@ namespace r1d::engine {
 
 // Aborts the step in flight on behalf of a watcher that must not wait, since an abort may itself
 // take its time: a thread of its own does it, once a step at most, and never outside of one.
-// Lifecycle: begin() -> end() for each step. The destructor waits for an abort under way.
+// Lifecycle: begin() -> end() for each step, or for steps that follow one another without a pause.
+// The destructor waits for an abort under way.
 // Threads: begin() and end() by the thread that runs steps, interrupt() by any; `abort` runs on the
 // thread of this object.
 class StepInterrupt {
@@ -25,6 +26,8 @@ class StepInterrupt {
   void begin();
   // Why the step was interrupted, if it was; the abort is over by then.
   [[nodiscard]] absl::Status end();
+  // The same for one of several steps, which goes on.
+  [[nodiscard]] absl::Status so_far();
 
   // Nothing without a step in flight; the first reason counts.
   void interrupt(const absl::Status& why);
@@ -35,7 +38,7 @@ class StepInterrupt {
   const std::function<void()> abort_;
   base::Mutex mu_;
   base::CondVar asked_;  // for the thread: an abort is due, or stop
-  base::CondVar done_;   // for end()
+  base::CondVar done_;   // for end() and so_far()
   bool in_step_ ABSL_GUARDED_BY(mu_) = false;
   bool due_ ABSL_GUARDED_BY(mu_) = false;  // from interrupt() until the abort is over
   bool stop_ ABSL_GUARDED_BY(mu_) = false;

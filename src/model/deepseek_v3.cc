@@ -171,7 +171,7 @@ class DeepSeekV3::Impl {
     return absl::OkStatus();
   }
 
-  absl::Status forward(const ops::StepInputs& inputs,
+  absl::Status enqueue(const ops::StepInputs& inputs,
                        std::span<const ops::LatentPages> pages,
                        float* logits,
                        std::atomic<uint64_t>& layers_done) {
@@ -194,10 +194,10 @@ class DeepSeekV3::Impl {
       R1D_RETURN_IF_ERROR(ops_.reduce_add_norm(partial, residual, norm_after(i), x));
       layers_done.fetch_add(1, std::memory_order_relaxed);
     }
-    R1D_RETURN_IF_ERROR(ops_.logits(weights_.head, weights_.first_vocab_row, x, logits));
-    return ops_.end_step();
+    return ops_.logits(weights_.head, weights_.first_vocab_row, x, logits);
   }
 
+  [[nodiscard]] ops::Ops& ops() { return ops_; }
   [[nodiscard]] const ModelWeights& weights() const { return weights_; }
 
  private:
@@ -256,7 +256,16 @@ absl::Status DeepSeekV3::forward(const ops::StepInputs& inputs,
                                  std::span<const ops::LatentPages> pages,
                                  float* logits,
                                  std::atomic<uint64_t>& layers_done) {
-  return impl_->forward(inputs, pages, logits, layers_done);
+  R1D_RETURN_IF_ERROR(impl_->enqueue(inputs, pages, logits, layers_done));
+  return impl_->ops().end_step();
+}
+
+absl::Status DeepSeekV3::launch(const ops::StepInputs& inputs,
+                                std::span<const ops::LatentPages> pages,
+                                float* logits,
+                                std::atomic<uint64_t>& layers_done) {
+  R1D_RETURN_IF_ERROR(impl_->enqueue(inputs, pages, logits, layers_done));
+  return impl_->ops().launch_step();
 }
 
 const ModelWeights& DeepSeekV3::weights() const {

@@ -11,6 +11,7 @@ namespace r1d::scheduler {
 BatchPlanner::BatchPlanner(const SchedulerOptions& options, KvBlocks& kv)
     : kv_(kv),
       max_tokens_(options.max_num_batched_tokens),
+      max_model_len_(options.max_model_len),
       max_running_(
           static_cast<size_t>(std::min(options.max_batch_size, options.max_num_batched_tokens))) {
   running_.reserve(max_running_);
@@ -28,6 +29,30 @@ void BatchPlanner::plan_step() {
   schedule_running(/*decodes=*/false);
   // Whoever was preempted would come straight back for the blocks that were just taken from it.
   if (num_preemptions_ == preemptions_before) admit_waiting();
+}
+
+bool BatchPlanner::plan_ahead() {
+  const bool hangs = std::ranges::any_of(running_, [](const Sequence* sequence) {
+    return sequence->num_pending > 0 && engine::looks_back(sequence->sampling);
+  });
+  if (hangs || blocks_to_step() > kv_.num_available()) return false;
+  plan_step();
+  return true;
+}
+
+// Blocks that plan_step() would give to running sequences.
+int32_t BatchPlanner::blocks_to_step() const {
+  int32_t blocks = 0;
+  int32_t budget = max_tokens_;
+  for (const bool decodes : {true, false}) {
+    for (const Sequence* sequence : running_) {
+      if (sequence->decodes() != decodes || !can_step(*sequence)) continue;
+      const int32_t count = std::min(budget, sequence->num_remaining());
+      budget -= count;
+      blocks += kv_.num_missing(sequence->table, sequence->num_computed + count);
+    }
+  }
+  return blocks;
 }
 
 void BatchPlanner::remove(Sequence& sequence) {
@@ -49,10 +74,18 @@ void BatchPlanner::schedule_running(bool decodes) {
   // By index: preemption shortens running_ at its end, behind or at `i`.
   for (size_t i = 0; i < running_.size() && budget_ > 0; ++i) {
     Sequence& sequence = *running_[i];
-    if (sequence.decodes() != decodes) continue;
+    if (sequence.decodes() != decodes || !can_step(sequence)) continue;
     const int32_t count = std::min(budget_, sequence.num_remaining());
     if (secure_blocks(sequence, count)) schedule(sequence, count);
   }
+}
+
+// False: what is pending for the sequence is the last token that it may have.
+bool BatchPlanner::can_step(const Sequence& sequence) const {
+  if (sequence.num_pending == 0) return true;
+  const int32_t num_output = sequence.summary.num_output_tokens + sequence.num_pending;
+  return num_output < sequence.sampling.max_tokens &&
+         sequence.num_tokens() + sequence.num_pending < max_model_len_;
 }
 
 // Makes room for the sequence's next tokens, at the cost of those ranked behind it, the last first.

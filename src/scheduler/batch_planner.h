@@ -17,7 +17,8 @@ namespace r1d::scheduler {
 // Holds the waiting and the running set, both in rank order; owns no sequence.
 // Threads: confined to the scheduler thread.
 // Invariants: a running sequence's table covers its computed and scheduled tokens; a waiting one's
-// is empty; the earliest-ranked running sequence is in every step, so the whole always moves on.
+// is empty; the earliest-ranked running sequence is in every step, so the whole always moves on
+// (but one whose pending token is its last is not in a step planned ahead).
 class BatchPlanner {
  public:
   using WaitingSet = std::set<Sequence*, RanksEarlier>;
@@ -29,8 +30,13 @@ class BatchPlanner {
   void enqueue(Sequence& sequence);
 
   // Sets num_scheduled of each running sequence for one step; on return at least one is not 0, if
-  // any sequence waited or ran.
+  // any sequence waited or ran and none has a token pending.
   void plan_step();
+
+  // The same behind a step in flight, but preempts nobody: what that step ends may make room.
+  // False, and nothing planned, where blocks run out, and where a sequence's next step hangs on its
+  // pending token: it would otherwise sit out every second step.
+  [[nodiscard]] bool plan_ahead();
 
   // waiting, running or parked -> ended. The blocks are the caller's to close.
   void remove(Sequence& sequence);
@@ -44,6 +50,8 @@ class BatchPlanner {
   [[nodiscard]] int64_t num_preemptions() const { return num_preemptions_; }
 
  private:
+  [[nodiscard]] int32_t blocks_to_step() const;
+  [[nodiscard]] bool can_step(const Sequence& sequence) const;
   void schedule_running(bool decodes);
   [[nodiscard]] bool secure_blocks(Sequence& sequence, int32_t count);
   void preempt_last();
@@ -52,6 +60,7 @@ class BatchPlanner {
 
   KvBlocks& kv_;
   const int32_t max_tokens_;
+  const int32_t max_model_len_;
   const size_t max_running_;
   WaitingSet waiting_;
   std::vector<Sequence*> running_;

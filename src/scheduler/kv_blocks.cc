@@ -36,10 +36,14 @@ bool KvBlocks::open(BlockTable& table, std::span<const TokenId> history, int32_t
   return true;
 }
 
+int32_t KvBlocks::num_missing(const BlockTable& table, int32_t num_tokens) const {
+  return std::max(
+      0, blocks_for(static_cast<size_t>(num_tokens)) - static_cast<int32_t>(table.blocks.size()));
+}
+
 bool KvBlocks::grow(BlockTable& table, int32_t num_tokens) {
-  const int32_t missing =
-      blocks_for(static_cast<size_t>(num_tokens)) - static_cast<int32_t>(table.blocks.size());
-  if (missing <= 0) return true;
+  const int32_t missing = num_missing(table, num_tokens);
+  if (missing == 0) return true;
   if (missing > num_available()) return false;
   while (allocator_.num_free() < missing) allocator_.reclaim(cache_.evict());
   R1D_CHECK(allocator_.take(missing, table.blocks));

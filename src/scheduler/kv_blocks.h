@@ -41,6 +41,9 @@ class KvBlocks {
   // False, and nothing taken, if that is not enough.
   [[nodiscard]] bool grow(BlockTable& table, int32_t num_tokens);
 
+  // Blocks that grow() would take.
+  [[nodiscard]] int32_t num_missing(const BlockTable& table, int32_t num_tokens) const;
+
   // Tells that the first `num_computed` tokens of `history` are in the blocks: full ones become
   // findable. A block whose content another block holds already is swapped for that one.
   void record(BlockTable& table, std::span<const TokenId> history, int32_t num_computed);

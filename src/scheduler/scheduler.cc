@@ -28,12 +28,24 @@ class Scheduler::Impl {
   Decision plan(TimePoint now);
   std::span<const engine::SequenceStep> batch() const { return batch_; }
   void commit(engine::StepOutput output, TimePoint now);
+  int32_t num_in_flight() const { return static_cast<int32_t>(in_flight_.size()); }
   void preempt_all();
   bool idle() const { return requests_.empty(); }
   SchedulerStats stats() const;
   void check_invariants() const;
 
  private:
+  // A sequence's part of a step in flight.
+  struct Share {
+    Sequence* sequence = nullptr;  // null: it has ended since
+    int32_t num_computed = 0;      // after this step
+    bool samples = false;
+  };
+  struct Step {
+    std::vector<Share> shares;
+    bool only_decodes = true;
+  };
+
   // Sequences end one by one; a request is erased with the last of them, by its caller.
   void end_request(LiveRequest& live, FinishReason, const absl::Status& status, TimePoint now);
   void end_sequence(Sequence& sequence, FinishReason, const absl::Status& status, TimePoint now);
@@ -43,12 +55,13 @@ class Scheduler::Impl {
   void end_past_deadline(TimePoint now);
   std::optional<TimePoint> batch_fills_until() const;
   void build_batch(TimePoint now);
-  void append_to_batch(Sequence& sequence);
+  void append_to_batch(Sequence& sequence, int32_t& num_samples);
+  void drop_from_flight(const Sequence& sequence);
   void note_started(Sequence& sequence, TimePoint now);
 
   void check_sequence(const Sequence& sequence) const;
 
-  void take_result(Sequence& sequence, engine::SampledToken result, TimePoint now);
+  void take_result(const Share& share, engine::SampledToken result, TimePoint now);
   void take_token(Sequence& sequence, engine::SampledToken token, TimePoint now);
 
   const SchedulerOptions options_;
@@ -61,9 +74,8 @@ class Scheduler::Impl {
   int32_t num_queued_ = 0;  // requests that never ran
   int64_t prefix_queries_ = 0;
   int64_t prefix_hits_ = 0;
-  // The step between plan() and commit(); both empty otherwise.
-  std::vector<Sequence*> stepping_;
-  std::vector<engine::SequenceStep> batch_;
+  std::vector<Step> in_flight_;              // oldest first; two at most
+  std::vector<engine::SequenceStep> batch_;  // of the newest
 };
 
 Scheduler::Impl::Impl(const SchedulerOptions& options)
@@ -74,7 +86,6 @@ Scheduler::Impl::Impl(const SchedulerOptions& options)
   // One sequence alone always fits: preempting all others lets the earliest one go on.
   R1D_CHECK(options.max_model_len > 1);
   R1D_CHECK(int64_t{options.num_blocks} * options.block_size >= options.max_model_len);
-  stepping_.reserve(planner_.max_running());
   batch_.reserve(planner_.max_running());
 }
 
@@ -106,7 +117,6 @@ bool Scheduler::Impl::cancel(RequestId id,
                              FinishReason reason,
                              const absl::Status& status,
                              TimePoint now) {
-  R1D_CHECK(batch_.empty());
   const auto found = requests_.find(id);
   if (found == requests_.end()) return false;
   end_request(found->second, reason, status, now);
@@ -114,7 +124,6 @@ bool Scheduler::Impl::cancel(RequestId id,
 }
 
 bool Scheduler::Impl::finish(RequestId id, int32_t index, TimePoint now) {
-  R1D_CHECK(batch_.empty());
   const auto found = requests_.find(id);
   if (found == requests_.end()) return false;
   LiveRequest& live = found->second;
@@ -128,7 +137,7 @@ bool Scheduler::Impl::finish(RequestId id, int32_t index, TimePoint now) {
 
 int64_t Scheduler::Impl::fail_step(const absl::Status& status, TimePoint now) {
   batch_.clear();
-  stepping_.clear();
+  in_flight_.clear();
   int64_t num_ended = 0;
   for (; !planner_.running().empty(); ++num_ended) {
     end_request(*planner_.running().front()->request, FinishReason::kError, status, now);
@@ -141,7 +150,7 @@ int64_t Scheduler::Impl::cancel_all(FinishReason reason,
                                     const absl::Status& status,
                                     TimePoint now) {
   batch_.clear();
-  stepping_.clear();
+  in_flight_.clear();
   int64_t num_ended = 0;
   for (; !requests_.empty(); ++num_ended) {
     end_request(requests_.begin()->second, reason, status, now);
@@ -164,6 +173,7 @@ void Scheduler::Impl::end_sequence(Sequence& sequence,
                                    const absl::Status& status,
                                    TimePoint now) {
   LiveRequest& live = *sequence.request;
+  drop_from_flight(sequence);
   planner_.remove(sequence);
   // After a fault the blocks may hold NaNs, which a prefix hit would hand to another request.
   reason == FinishReason::kError ? kv_.discard(sequence.table) : kv_.close(sequence.table);
@@ -192,10 +202,25 @@ void Scheduler::Impl::unpark(LiveRequest& live) {
   }
 }
 
+void Scheduler::Impl::drop_from_flight(const Sequence& sequence) {
+  for (Step& step : in_flight_) {
+    for (Share& share : step.shares) {
+      if (share.sequence == &sequence) share.sequence = nullptr;
+    }
+  }
+}
+
 Decision Scheduler::Impl::plan(TimePoint now) {
-  R1D_CHECK(batch_.empty());
+  constexpr Decision kCommitFirst{.kind = Decision::Kind::kCommitFirst, .until = {}};
+  R1D_CHECK(in_flight_.size() < 2);
+  batch_.clear();
   end_past_deadline(now);
   if (idle()) return {.kind = Decision::Kind::kIdle, .until = {}};
+  if (!in_flight_.empty()) {
+    if (!in_flight_.front().only_decodes || !planner_.plan_ahead()) return kCommitFirst;
+    build_batch(now);
+    return batch_.empty() ? kCommitFirst : Decision{.kind = Decision::Kind::kRun, .until = {}};
+  }
   if (const auto until = batch_fills_until(); until && *until > now) {
     const TimePoint next =
         deadlines_.empty() ? *until : std::min(*until, deadlines_.begin()->first);
@@ -203,6 +228,7 @@ Decision Scheduler::Impl::plan(TimePoint now) {
   }
   planner_.plan_step();
   build_batch(now);
+  R1D_CHECK(!batch_.empty());
   return {.kind = Decision::Kind::kRun, .until = {}};
 }
 
@@ -233,21 +259,33 @@ std::optional<TimePoint> Scheduler::Impl::batch_fills_until() const {
   return first + options_.batch_timeout;
 }
 
-// Decodes before prefill chunks, each in rank order.
+// Decodes before prefill chunks, each in rank order. Puts the step, if there is one, in flight.
 void Scheduler::Impl::build_batch(TimePoint now) {
+  Step step;
+  step.shares.reserve(planner_.running().size());
+  int32_t num_samples = 0;
   for (const bool decodes : {true, false}) {
     for (Sequence* sequence : planner_.running()) {
       if (sequence->num_scheduled == 0 || sequence->decodes() != decodes) continue;
-      append_to_batch(*sequence);
       if (!sequence->started) note_started(*sequence, now);
+      step.only_decodes = step.only_decodes && decodes;
+      step.shares.push_back({.sequence = sequence,
+                             .num_computed = sequence->num_computed + sequence->num_scheduled,
+                             .samples = sequence->samples()});
+      append_to_batch(*sequence, num_samples);
     }
   }
-  R1D_CHECK(!batch_.empty());
+  for (const Share& share : step.shares) {
+    share.sequence->num_computed = share.num_computed;
+    share.sequence->num_scheduled = 0;
+    share.sequence->num_pending += share.samples ? 1 : 0;
+  }
+  if (!step.shares.empty()) in_flight_.push_back(std::move(step));
 }
 
-void Scheduler::Impl::append_to_batch(Sequence& sequence) {
-  const bool first_token = sequence.summary.num_output_tokens == 0;
-  stepping_.push_back(&sequence);
+void Scheduler::Impl::append_to_batch(Sequence& sequence, int32_t& num_samples) {
+  const bool follows = sequence.num_pending > 0;
+  const bool first_token = sequence.summary.num_output_tokens == 0 && !follows;
   batch_.push_back({
       .sequence = sequence.id,
       .tokens = sequence.tokens,
@@ -258,7 +296,9 @@ void Scheduler::Impl::append_to_batch(Sequence& sequence) {
       .sampling = sequence.samples() ? &sequence.sampling : nullptr,
       .capture_logits =
           sequence.samples() && first_token && sequence.request->request.capture_logits,
+      .follows = follows ? sequence.sample_row : -1,
   });
+  if (sequence.samples()) sequence.sample_row = num_samples++;
 }
 
 void Scheduler::Impl::note_started(Sequence& sequence, TimePoint now) {
@@ -273,26 +313,29 @@ void Scheduler::Impl::note_started(Sequence& sequence, TimePoint now) {
 }
 
 void Scheduler::Impl::commit(engine::StepOutput output, TimePoint now) {
-  R1D_CHECK(!batch_.empty() && output.tokens.size() == batch_.size());
+  R1D_CHECK(!in_flight_.empty() && output.tokens.size() == in_flight_.front().shares.size());
   batch_.clear();  // its spans end here
-  for (size_t i = 0; i < stepping_.size(); ++i) {
-    LiveRequest& live = *stepping_[i]->request;
-    stepping_[i]->summary.batch_size = static_cast<int32_t>(stepping_.size());
-    take_result(*stepping_[i], std::move(output.tokens[i]), now);
+  const Step step = std::move(in_flight_.front());
+  in_flight_.erase(in_flight_.begin());
+  for (size_t i = 0; i < step.shares.size(); ++i) {
+    const Share& share = step.shares[i];
+    if (share.sequence == nullptr) continue;
+    LiveRequest& live = *share.sequence->request;
+    share.sequence->summary.batch_size = static_cast<int32_t>(step.shares.size());
+    take_result(share, std::move(output.tokens[i]), now);
     erase_if_ended(live);
   }
-  stepping_.clear();
 }
 
-void Scheduler::Impl::take_result(Sequence& sequence, engine::SampledToken result, TimePoint now) {
-  const bool sampled = sequence.samples();
-  sequence.num_computed += std::exchange(sequence.num_scheduled, 0);
-  if (sampled && !result.status.ok()) {
+void Scheduler::Impl::take_result(const Share& share, engine::SampledToken result, TimePoint now) {
+  Sequence& sequence = *share.sequence;
+  if (share.samples) --sequence.num_pending;
+  if (share.samples && !result.status.ok()) {
     end_sequence(sequence, FinishReason::kError, result.status, now);
     return;
   }
-  kv_.record(sequence.table, sequence.tokens, sequence.num_computed);
-  if (sampled) take_token(sequence, std::move(result), now);
+  kv_.record(sequence.table, sequence.tokens, share.num_computed);
+  if (share.samples) take_token(sequence, std::move(result), now);
 }
 
 void Scheduler::Impl::take_token(Sequence& sequence, engine::SampledToken token, TimePoint now) {
@@ -315,7 +358,7 @@ void Scheduler::Impl::take_token(Sequence& sequence, engine::SampledToken token,
 }
 
 void Scheduler::Impl::preempt_all() {
-  R1D_CHECK(batch_.empty());
+  R1D_CHECK(in_flight_.empty());
   planner_.preempt_all();
 }
 
@@ -337,10 +380,11 @@ SchedulerStats Scheduler::Impl::stats() const {
 void Scheduler::Impl::check_sequence(const Sequence& sequence) const {
   const auto num_slots = static_cast<int64_t>(sequence.table.blocks.size()) * kv_.block_size();
   if (sequence.state == Sequence::State::kRunning) {
-    R1D_CHECK(num_slots >= sequence.num_computed + sequence.num_scheduled);
-    R1D_CHECK(sequence.num_scheduled == 0 || !batch_.empty());
+    R1D_CHECK(num_slots >= sequence.num_computed && sequence.num_scheduled == 0);
+    R1D_CHECK(sequence.num_pending >= 0 && sequence.num_pending <= num_in_flight());
   } else {
     R1D_CHECK(num_slots == 0 && sequence.num_scheduled == 0);
+    R1D_CHECK(sequence.num_pending == 0 || sequence.state == Sequence::State::kEnded);
     R1D_CHECK(sequence.num_computed == 0 || sequence.state == Sequence::State::kEnded);
   }
 }
@@ -403,6 +447,10 @@ std::span<const engine::SequenceStep> Scheduler::batch() const {
 
 void Scheduler::commit(engine::StepOutput output, TimePoint now) {
   impl_->commit(std::move(output), now);
+}
+
+int32_t Scheduler::num_in_flight() const {
+  return impl_->num_in_flight();
 }
 
 void Scheduler::preempt_all() {

@@ -29,13 +29,17 @@ struct Sequence {
   engine::SamplingParams sampling;
   std::vector<TokenId> tokens;  // history: prompt, then output
   BlockTable table;
-  int32_t num_computed = 0;   // leading tokens whose cache entries are in the table's blocks
-  int32_t num_scheduled = 0;  // tokens after those that the planned step computes
+  // Leading tokens whose cache entries are in the table's blocks, or will be after the steps in
+  // flight.
+  int32_t num_computed = 0;
+  int32_t num_scheduled = 0;  // tokens after those that the step being planned computes
+  int32_t num_pending = 0;    // tokens after `tokens` that steps in flight sample
+  int32_t sample_row = -1;    // of the newest of those, among the tokens its step samples
   bool started = false;       // has been in a step
   FinishEvent summary;        // fills up as the sequence lives
 
   [[nodiscard]] int32_t num_tokens() const { return static_cast<int32_t>(tokens.size()); }
-  [[nodiscard]] int32_t num_remaining() const { return num_tokens() - num_computed; }
+  [[nodiscard]] int32_t num_remaining() const { return num_tokens() + num_pending - num_computed; }
   // One token to compute: the newest, whose successor is sampled.
   [[nodiscard]] bool decodes() const { return num_remaining() == 1; }
   // Whether the planned step reaches the end of the history, so that a token comes out.

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <deque>
 #include <limits>
 #include <thread>
 #include <unordered_map>
@@ -80,12 +81,22 @@ class StepLoop::Impl {
     }
   };
 
+  // A step on its way, as metrics and log will tell of it.
+  struct Started {
+    TimePoint begin;
+    int32_t num_sequences = 0;
+    int32_t num_prefill_tokens = 0;
+    int32_t num_decode_tokens = 0;
+  };
+
   void run();
   [[nodiscard]] bool stopping();
   [[nodiscard]] bool step();
+  [[nodiscard]] absl::Status start_step(TimePoint now);
+  [[nodiscard]] absl::Status finish_step();
   void take_in();
   void publish();
-  void publish_step(double seconds);
+  void publish_step(const Started& step, double seconds);
   void wait_for_event(const Decision& decision);
   [[nodiscard]] bool recover(const absl::Status& failure);
   [[nodiscard]] absl::Status try_to_recover(const absl::Status& failure);
@@ -100,8 +111,10 @@ class StepLoop::Impl {
   const std::function<void(bool)> on_recovery_;
   const std::shared_ptr<spdlog::logger> log_ = base::make_logger("scheduler");
   Liveness liveness_;
-  RecoveryBudget recoveries_;  // the loop's thread alone
-  Scheduler scheduler_;        // the loop's thread alone
+  RecoveryBudget recoveries_;    // the loop's thread alone
+  Scheduler scheduler_;          // the loop's thread alone
+  std::deque<Started> started_;  // the steps in flight, oldest first; the loop's thread alone
+  TimePoint last_end_;           // of the step before; the loop's thread alone
 
   base::Mutex mu_;
   base::CondVar event_;    // for the loop: intake or stop
@@ -133,20 +146,45 @@ void StepLoop::Impl::run() {
 bool StepLoop::Impl::step() {
   liveness_.begin_turn();
   take_in();
-  const TimePoint begin = clock_.now();
-  const Decision decision = scheduler_.plan(begin);
+  const TimePoint now = clock_.now();
+  const Decision decision = scheduler_.plan(now);
   publish();
-  if (decision.kind != Decision::Kind::kRun) {
+  if (decision.kind == Decision::Kind::kRun) {
+    const absl::Status started = start_step(now);
+    if (!started.ok()) return recover(started);
+    // The device is to have the next step before it is done with this one.
+    if (scheduler_.num_in_flight() <= executor_.steps_ahead()) return true;
+  } else if (started_.empty()) {
     wait_for_event(decision);
     return true;
   }
+  const absl::Status finished = finish_step();
+  return finished.ok() || recover(finished);
+}
+
+absl::Status StepLoop::Impl::start_step(TimePoint now) {
+  Started step{.begin = now};
+  for (const engine::SequenceStep& sequence : scheduler_.batch()) {
+    const bool decodes = sequence.start >= sequence.num_prompt_tokens && sequence.count == 1;
+    (decodes ? step.num_decode_tokens : step.num_prefill_tokens) += sequence.count;
+  }
+  step.num_sequences = static_cast<int32_t>(scheduler_.batch().size());
+  started_.push_back(step);
   metrics_.step_begins();
-  absl::StatusOr<engine::StepOutput> output = executor_.execute(scheduler_.batch());
-  if (!output.ok()) return recover(output.status());
+  return executor_.start(scheduler_.batch());
+}
+
+// Waits for the oldest step in flight; its tokens go out.
+absl::Status StepLoop::Impl::finish_step() {
+  absl::StatusOr<engine::StepOutput> output = executor_.finish();
+  if (!output.ok()) return output.status();
+  const Started step = started_.front();
+  started_.pop_front();
   const TimePoint end = clock_.now();
-  publish_step(seconds_between(begin, end));
-  scheduler_.commit(*std::move(output), end);  // tokens go out
-  return true;
+  // One that was started behind another begins when that one ends.
+  publish_step(step, seconds_between(std::max(step.begin, std::exchange(last_end_, end)), end));
+  scheduler_.commit(*std::move(output), end);
+  return absl::OkStatus();
 }
 
 bool StepLoop::Impl::stopping() {
@@ -205,21 +243,14 @@ void StepLoop::Impl::publish() {
   if (settled()) settled_.notify_all();
 }
 
-void StepLoop::Impl::publish_step(double seconds) {
-  int32_t num_prefill_tokens = 0;
-  int32_t num_decode_tokens = 0;
-  for (const engine::SequenceStep& sequence : scheduler_.batch()) {
-    const bool decodes = sequence.start >= sequence.num_prompt_tokens && sequence.count == 1;
-    (decodes ? num_decode_tokens : num_prefill_tokens) += sequence.count;
-  }
-  const auto num_sequences = static_cast<int32_t>(scheduler_.batch().size());
-  metrics_.step(num_sequences, num_prefill_tokens, num_decode_tokens, seconds);
+void StepLoop::Impl::publish_step(const Started& step, double seconds) {
+  metrics_.step(step.num_sequences, step.num_prefill_tokens, step.num_decode_tokens, seconds);
   base::log_event(*log_,
                   base::LogLevel::trace,
                   "step",
-                  {{"batch_size", num_sequences},
-                   {"prefill_tokens", num_prefill_tokens},
-                   {"decode_tokens", num_decode_tokens},
+                  {{"batch_size", step.num_sequences},
+                   {"prefill_tokens", step.num_prefill_tokens},
+                   {"decode_tokens", step.num_decode_tokens},
                    {"step_ms", base::log_ms(seconds)}});
 }
 
@@ -243,6 +274,7 @@ void StepLoop::Impl::wait_for_event(const Decision& decision) {
 // False when the engine is lost.
 bool StepLoop::Impl::recover(const absl::Status& failure) {
   metrics_.step_failed();
+  started_.clear();
   const absl::Status recovered = try_to_recover(failure);
   if (!recovered.ok()) fail(recovered);
   return recovered.ok();

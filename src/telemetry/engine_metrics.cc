@@ -215,7 +215,7 @@ void EngineMetrics::step(int32_t num_sequences,
 }
 
 void EngineMetrics::step_failed() {
-  impl_->busy->end();
+  impl_->busy->end_all();
 }
 
 void EngineMetrics::recovered(const char* cause) {

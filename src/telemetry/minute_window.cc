@@ -52,14 +52,21 @@ double RateMeter::per_second() {
 
 void BusyMeter::begin() {
   base::MutexLock lock(mu_);
-  busy_ = true;
+  advance(clock_.now());
+  ++num_spans_;
   counted_to_ = clock_.now();
 }
 
 void BusyMeter::end() {
   base::MutexLock lock(mu_);
   advance(clock_.now());
-  busy_ = false;
+  num_spans_ = std::max(0, num_spans_ - 1);
+}
+
+void BusyMeter::end_all() {
+  base::MutexLock lock(mu_);
+  advance(clock_.now());
+  num_spans_ = 0;
 }
 
 double BusyMeter::ratio() {
@@ -70,7 +77,7 @@ double BusyMeter::ratio() {
 }
 
 void BusyMeter::advance(TimePoint now) {
-  if (!busy_) return;
+  if (num_spans_ == 0) return;
   window_.add_span(counted_to_, now);
   counted_to_ = now;
 }

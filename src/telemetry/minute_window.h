@@ -48,12 +48,13 @@ class RateMeter {
 };
 
 // The share of the last minute that passed between begin() and end(), one that has not ended
-// included. Thread-safe.
+// included; spans may overlap. Thread-safe.
 class BusyMeter {
  public:
   explicit BusyMeter(const Clock& clock) : clock_(clock), window_(clock.now()) {}
   void begin();
   void end();
+  void end_all();
   [[nodiscard]] double ratio();
 
  private:
@@ -62,7 +63,7 @@ class BusyMeter {
   const Clock& clock_;
   base::Mutex mu_;
   MinuteWindow window_ ABSL_GUARDED_BY(mu_);
-  bool busy_ ABSL_GUARDED_BY(mu_) = false;
+  int32_t num_spans_ ABSL_GUARDED_BY(mu_) = 0;
   TimePoint counted_to_ ABSL_GUARDED_BY(mu_);  // while busy
 };
 

@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 
 #include "kernels/all_reduce/all_reduce.h"
+#include "kernels/embed/fill_in_tokens.h"
 #include "tests/kernels/support.cuh"
 
 namespace r1d::kernels {
@@ -514,6 +515,62 @@ TEST_P(AllReduceTest, AbortEndsTheWaitForALostRankAndClearedMemoryServesAgain) {
     world.clear();
     check_sums(world, all_reduce_one_shot, 1000);
     check_sums(world, all_reduce_two_shot, 1000);
+  }
+}
+
+// What follows a row of the step before gets rank 0's token everywhere, replayed as well as not;
+// other ids stay.
+TEST_P(AllReduceTest, TokensOfRankZeroReachAllThatFollowThem) {
+  World world(GetParam().world, GetParam().devices, 64, 64);
+  constexpr int kRounds = 5;
+  const std::vector<int32_t> ids = {7, -1, 0, -3, -2, 129279, -300, -1};
+  const std::vector<SampledRow> none(300);
+  std::vector<std::unique_ptr<DeviceArray<int32_t>>> ranks_ids;
+  std::vector<std::unique_ptr<DeviceArray<uint16_t>>> sums;
+  for (int rank = 0; rank < world.size(); ++rank) {
+    world.use(rank);
+    R1D_MUST(load_fill_in_tokens());
+    ranks_ids.push_back(std::make_unique<DeviceArray<int32_t>>(ids));
+    sums.push_back(std::make_unique<DeviceArray<uint16_t>>(4, 0));
+  }
+  world.use(0);
+  DeviceArray<SampledRow> sampled(none);
+  for (int round = 0; round < kRounds; ++round) {
+    SCOPED_TRACE(round);
+    std::vector<SampledRow> rows = none;
+    for (size_t row = 0; row < rows.size(); ++row) {
+      rows[row].token = static_cast<int32_t>(1000 * (round + 1) + static_cast<int>(row));
+    }
+    world.use(0);
+    R1D_MUST(cudaMemcpy(
+        sampled.data(), rows.data(), rows.size() * sizeof(SampledRow), cudaMemcpyHostToDevice));
+    // The others come first and wait; a sum ends the step, as in a model.
+    for (int rank = world.size() - 1; rank >= 0; --rank) {
+      world.use(rank);
+      auto& own = *ranks_ids[static_cast<size_t>(rank)];
+      R1D_MUST(
+          cudaMemcpy(own.data(), ids.data(), ids.size() * sizeof(int32_t), cudaMemcpyHostToDevice));
+      const Launch launch{.stream = world.stream(rank)};
+      R1D_MUST(fill_in_tokens(world.peers(rank),
+                              {.ids = own.data(),
+                               .tokens = static_cast<int64_t>(ids.size()),
+                               .sampled = rank == 0 ? sampled.data() : nullptr},
+                              0,
+                              launch));
+      __nv_bfloat16* sum = bf16(*sums[static_cast<size_t>(rank)]);
+      R1D_MUST(all_reduce_one_shot(
+          world.peers(rank), {.in = sum, .out = sum, .count = 4, .index = 0}, launch));
+      R1D_MUST(advance_epoch(world.epoch(rank), 1, launch));
+    }
+    world.synchronize();
+    for (int rank = 0; rank < world.size(); ++rank) {
+      world.use(rank);
+      const std::vector<int32_t> got = ranks_ids[static_cast<size_t>(rank)]->download();
+      for (size_t t = 0; t < ids.size(); ++t) {
+        const int32_t want = ids[t] < 0 ? rows[static_cast<size_t>(-1 - ids[t])].token : ids[t];
+        ASSERT_EQ(got[t], want) << "rank " << rank << " token " << t;
+      }
+    }
   }
 }
 

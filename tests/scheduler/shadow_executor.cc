@@ -6,9 +6,12 @@
 
 namespace r1d::scheduler {
 
-ShadowExecutor::ShadowExecutor(const SchedulerOptions& options, const FakeModel& model)
+ShadowExecutor::ShadowExecutor(const SchedulerOptions& options,
+                               const FakeModel& model,
+                               int32_t steps_ahead)
     : options_(options),
       model_(model),
+      steps_ahead_(steps_ahead),
       slots_(static_cast<size_t>(options.num_blocks) * static_cast<size_t>(options.block_size)),
       last_use_(static_cast<size_t>(options.num_blocks), 0),
       num_users_(static_cast<size_t>(options.num_blocks), 0) {}
@@ -27,6 +30,25 @@ absl::StatusOr<engine::StepOutput> ShadowExecutor::execute(
     if (step.capture_logits) result.logits = {0.0F};
     output.tokens.push_back(std::move(result));
   }
+  sampled_.clear();
+  for (size_t i = 0; i < batch.size(); ++i) {
+    if (batch[i].sampling != nullptr) sampled_.push_back(output.tokens[i].token);
+  }
+  return output;
+}
+
+absl::Status ShadowExecutor::start(std::span<const engine::SequenceStep> batch) {
+  if (started_.size() > static_cast<size_t>(steps_ahead_)) return internal_error("too far ahead");
+  absl::StatusOr<engine::StepOutput> output = execute(batch);
+  if (!output.ok()) return output.status();
+  started_.push_back(*std::move(output));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<engine::StepOutput> ShadowExecutor::finish() {
+  if (started_.empty()) return internal_error("no step was started");
+  engine::StepOutput output = std::move(started_.front());
+  started_.pop_front();
   return output;
 }
 
@@ -50,7 +72,15 @@ void ShadowExecutor::check_batch(std::span<const engine::SequenceStep> batch) {
 }
 
 void ShadowExecutor::check_step(const engine::SequenceStep& step) {
-  const auto num_tokens = static_cast<int32_t>(step.tokens.size());
+  const bool follows = step.follows >= 0;
+  const int32_t num_tokens = static_cast<int32_t>(step.tokens.size()) + (follows ? 1 : 0);
+  expect(!follows || (!started_.empty() && step.count == 1 &&
+                      static_cast<size_t>(step.follows) < sampled_.size()),
+         step,
+         "a token that is followed was sampled by the step in flight");
+  expect(!follows || (step.sampling != nullptr && !engine::looks_back(*step.sampling)),
+         step,
+         "what looks back knows its tokens");
   const int32_t end = step.start + step.count;
   const auto num_slots = static_cast<int64_t>(step.block_table.size()) * options_.block_size;
   expect(step.start >= 0 && step.count > 0 && end <= num_tokens, step, "tokens are in the history");
@@ -86,7 +116,7 @@ uint64_t ShadowExecutor::run(const engine::SequenceStep& step) {
   const auto salt = salts_.find(step.sequence);
   uint64_t history = FakeModel::start(salt == salts_.end() ? 0 : salt->second);
   for (int32_t position = 0; position < step.start + step.count; ++position) {
-    const TokenId token = step.tokens[static_cast<size_t>(position)];
+    const TokenId token = token_at(step, position);
     history = FakeModel::extend(history, token);
     Slot& at = slot(step, position);
     if (position >= step.start) {
@@ -98,6 +128,11 @@ uint64_t ShadowExecutor::run(const engine::SequenceStep& step) {
     }
   }
   return history;
+}
+
+TokenId ShadowExecutor::token_at(const engine::SequenceStep& step, int32_t position) const {
+  const auto at = static_cast<size_t>(position);
+  return at < step.tokens.size() ? step.tokens[at] : sampled_[static_cast<size_t>(step.follows)];
 }
 
 ShadowExecutor::Slot& ShadowExecutor::slot(const engine::SequenceStep& step, int32_t position) {

@@ -58,6 +58,8 @@ struct World {
   int32_t num_prefixes = 1;
   int32_t num_salts = 1;
   int32_t num_stop_ids = 0;
+  int32_t steps_ahead = 0;    // of the executor
+  double look_back_rate = 0;  // of requests
 
   explicit World(Random& random) {
     options.block_size = random.between(1, random.chance(0.6) ? 4 : 16);
@@ -82,6 +84,8 @@ struct World {
     num_prefixes = random.between(1, 4);
     num_salts = random.between(1, 3);
     num_stop_ids = random.between(0, 3);
+    steps_ahead = random.between(0, 1);
+    look_back_rate = random.chance(0.3) ? 0.1 : 0;
   }
 };
 
@@ -93,6 +97,7 @@ struct Counts {
   int64_t hits = 0;
   int64_t cancels = 0;
   int64_t failures = 0;  // of steps
+  int64_t ahead = 0;     // steps that were started behind another
   std::map<FinishReason, int64_t> finishes;
   int64_t longest_life = 0;  // steps from arrival to finish
 
@@ -104,6 +109,7 @@ struct Counts {
     hits += other.hits;
     cancels += other.cancels;
     failures += other.failures;
+    ahead += other.ahead;
     for (const auto& [reason, count] : other.finishes) finishes[reason] += count;
     longest_life = std::max(longest_life, other.longest_life);
   }
@@ -160,7 +166,8 @@ class Simulation {
   std::vector<TokenId> make_prompt();
   void cancel_some();
   void turn();
-  void run_step();
+  void start_step();
+  void finish_step();
   void fail_step();
   void check_batch();
   void check_wait(const Decision& decision);
@@ -246,7 +253,7 @@ void Client::on_finish(const FinishEvent& event) {
 Simulation::Simulation(uint64_t seed)
     : random_(seed),
       world_(random_),
-      executor_(world_.options, world_.model),
+      executor_(world_.options, world_.model, world_.steps_ahead),
       scheduler_(world_.options) {}
 
 Counts Simulation::run(int64_t num_steps) {
@@ -309,6 +316,7 @@ Request Simulation::make_request() {
   request.priority = random_.between(-kHighestPriority, kHighestPriority);
   request.sampling.seed = random_.bits();
   request.sampling.max_tokens = random_.between(1, world_.most_tokens);
+  if (random_.chance(world_.look_back_rate)) request.sampling.presence_penalty = 1;
   for (int32_t i = 0; i < world_.num_stop_ids; ++i) request.sampling.stop_token_ids.push_back(i);
   request.capture_logits = random_.chance(0.1);
   if (random_.chance(0.5)) {
@@ -355,7 +363,9 @@ void Simulation::turn() {
   const Decision decision = scheduler_.plan(clock_.now());
   scheduler_.check_invariants();
   if (decision.kind == Decision::Kind::kRun) {
-    run_step();
+    start_step();
+  } else if (scheduler_.num_in_flight() > 0) {
+    finish_step();
   } else if (decision.kind == Decision::Kind::kIdle) {
     EXPECT_TRUE(clients_.empty());
     clock_.advance(milliseconds(random_.between(1, 30)));
@@ -391,15 +401,23 @@ void Simulation::fail_step() {
   earliest_ = 0;
 }
 
-void Simulation::run_step() {
+void Simulation::start_step() {
   check_batch();
   if (random_.chance(world_.failure_rate)) return fail_step();
-  absl::StatusOr<engine::StepOutput> output = executor_.execute(scheduler_.batch());
+  const absl::Status started = executor_.start(scheduler_.batch());
+  ASSERT_TRUE(started.ok()) << started;
+  if (scheduler_.num_in_flight() > 1) ++counts_.ahead;
+  if (scheduler_.num_in_flight() > executor_.steps_ahead()) finish_step();
+}
+
+void Simulation::finish_step() {
+  absl::StatusOr<engine::StepOutput> output = executor_.finish();
   ASSERT_TRUE(output.ok()) << output.status();
   ++counts_.steps;
   clock_.advance(milliseconds(random_.between(1, kLongestStep / milliseconds(1))));
   scheduler_.commit(*std::move(output), clock_.now());
   scheduler_.check_invariants();
+  if (scheduler_.num_in_flight() > 0) return;
   if (counts_.steps % 5'000 == 0 && random_.chance(0.5)) scheduler_.preempt_all(), earliest_ = 0;
 }
 
@@ -415,7 +433,9 @@ void Simulation::check_batch() {
       earliest = step.sequence;
     }
   }
-  ASSERT_TRUE(earliest_runs) << "the earliest-ranked running sequence was left out";
+  // Behind a step in flight, the earliest may have to wait for that.
+  ASSERT_TRUE(earliest_runs || world_.steps_ahead > 0)
+      << "the earliest-ranked running sequence was left out";
   earliest_ = earliest;
 }
 
@@ -465,7 +485,7 @@ int64_t Simulation::work_arrived_by(TimePoint time) const {
 void print(uint64_t seed, const Counts& counts) {
   fmt::print(
       "seed {}: {} steps, {} sequences, {} refused, {} preemptions, {} tokens hit, {} cancels, "
-      "{} failed steps, longest life {} steps;",
+      "{} failed steps, {} started ahead, longest life {} steps;",
       seed,
       counts.steps,
       counts.sequences,
@@ -474,6 +494,7 @@ void print(uint64_t seed, const Counts& counts) {
       counts.hits,
       counts.cancels,
       counts.failures,
+      counts.ahead,
       counts.longest_life);
   for (const auto& [reason, count] : counts.finishes) {
     fmt::print(" {} {}", finish_reason_name(reason), count);
@@ -499,6 +520,7 @@ TEST(SimulationTest, HoldsItsInvariantsForAMillionSteps) {
   EXPECT_GT(total.cancels, total.steps / 1000);
   EXPECT_GT(total.refused, 0);
   EXPECT_GT(total.failures, total.steps / 1000);
+  EXPECT_GT(total.ahead, total.steps / 10);
   for (const FinishReason reason : {FinishReason::kStop,
                                     FinishReason::kLength,
                                     FinishReason::kCancelled,

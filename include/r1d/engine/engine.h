@@ -87,6 +87,9 @@ class Engine final : public Executor {
   ~Engine() override;
 
   [[nodiscard]] absl::StatusOr<StepOutput> execute(std::span<const SequenceStep> batch) override;
+  [[nodiscard]] int32_t steps_ahead() const override;
+  [[nodiscard]] absl::Status start(std::span<const SequenceStep> batch) override;
+  [[nodiscard]] absl::StatusOr<StepOutput> finish() override;
   [[nodiscard]] uint64_t progress() const override;
   void interrupt(const absl::Status& why) override;
   [[nodiscard]] absl::Status recover() override;

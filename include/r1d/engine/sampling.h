@@ -45,6 +45,9 @@ struct SamplingParams {
   std::optional<ThinkingLimit> thinking_limit;
 };
 
+// Whether the next token's choice depends on which tokens came before, besides the logits.
+[[nodiscard]] bool looks_back(const SamplingParams& params);
+
 struct TokenLogprob {
   TokenId token = 0;
   float logprob =

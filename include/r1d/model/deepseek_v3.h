@@ -82,7 +82,7 @@ struct ModelWeights {
   std::vector<MtpLayer> mtp;          // empty unless asked for
 };
 
-// Lifecycle: load() takes all memory; forward() takes none. The Ops outlives the model.
+// Lifecycle: load() takes all memory; steps take none. The Ops outlives the model.
 // Threads: confined to its rank's thread.
 class DeepSeekV3 {
  public:
@@ -106,6 +106,11 @@ class DeepSeekV3 {
                                      std::span<const ops::LatentPages> pages,
                                      float* logits,
                                      std::atomic<uint64_t>& layers_done);
+  // The same without waiting for it: Ops::wait_step() does.
+  [[nodiscard]] absl::Status launch(const ops::StepInputs& inputs,
+                                    std::span<const ops::LatentPages> pages,
+                                    float* logits,
+                                    std::atomic<uint64_t>& layers_done);
 
   [[nodiscard]] const ModelWeights& weights() const;
 

@@ -100,9 +100,14 @@ struct SampleRequest {
   std::vector<float> top_logprobs;    // [rows, top_stride]
 };
 
+// In place of a token id: the token that the step before sampled in this row of its SampleRequest.
+[[nodiscard]] constexpr TokenId follow_row(int32_t row) {
+  return -1 - row;
+}
+
 // A step's inputs, in host memory that lives until the next begin_step() or end_step().
 struct StepInputs {
-  std::span<const TokenId> token_ids;  // [T]
+  std::span<const TokenId> token_ids;  // [T]; below 0: see follow_row(), where steps_ahead() > 0
   std::span<const int32_t> positions;  // [T], from 0
   std::span<const SequenceSpan> sequences;
   std::span<const int32_t> logit_rows;  // [B] rows of the step whose logits are wanted, ascending
@@ -298,6 +303,14 @@ class Ops {
 
   // Waits until everything enqueued is done.
   [[nodiscard]] virtual absl::Status end_step() = 0;
+
+  // end_step() in two halves, for steps that follow one another: launch_step() returns when the
+  // step is on its way, wait_step() when the oldest one that was launched is done: its logits are
+  // there then, and its SampleRequest (which lives until then) is filled. At most steps_ahead() + 1
+  // are on their way, none of them when end_step() is called.
+  [[nodiscard]] virtual int32_t steps_ahead() const { return 0; }
+  [[nodiscard]] virtual absl::Status launch_step() { return end_step(); }
+  [[nodiscard]] virtual absl::Status wait_step() { return absl::OkStatus(); }
 
   // Grows while a call computes; 0 where calls only enqueue. Callable from any thread.
   [[nodiscard]] virtual uint64_t progress() const { return 0; }

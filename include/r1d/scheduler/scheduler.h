@@ -43,14 +43,16 @@ struct SchedulerStats {
 };
 
 struct Decision {
-  enum class Kind : uint8_t { kRun, kWaitUntil, kIdle };
+  // kCommitFirst: nothing can be planned behind the step in flight.
+  enum class Kind : uint8_t { kRun, kWaitUntil, kIdle, kCommitFirst };
   Kind kind = Kind::kIdle;
   TimePoint until;  // kWaitUntil: a batch timeout or a deadline; also earlier when an event comes
 };
 
 // Invariants (checked by check_invariants): every block is free, held or cached, never two of them;
 // a block's reference count equals the block tables that name it; waiting + running == live
-// sequences; a running sequence's table covers its computed tokens.
+// sequences; a running sequence's table covers its computed tokens. A block may be given on while a
+// step in flight still uses it for a sequence that has ended: steps run in their order.
 // Threads: confined to the step loop's thread.
 class Scheduler {
  public:
@@ -62,34 +64,40 @@ class Scheduler {
   [[nodiscard]] absl::Status add(Request request, TimePoint now);
 
   // Ends all sequences of a request with `reason` and `status`; their blocks are free on return.
-  // False when it is not known (already finished). Not between plan() and commit().
+  // False when it is not known (already finished). What a step in flight gives it is dropped.
   bool cancel(RequestId id, FinishReason reason, const absl::Status& status, TimePoint now);
 
-  // Ends one sequence with kStop: its reader has all it wants. False when it is not known. Not
-  // between plan() and commit().
+  // Ends one sequence with kStop: its reader has all it wants. False when it is not known.
   bool finish(RequestId id, int32_t index, TimePoint now);
 
-  // After a step that failed, in place of commit(): it is void. Ends the requests that have a
-  // running sequence with kError and `status`, and forgets what the blocks held, since the step may
-  // have torn it. Who waits waits on. Returns the number of requests ended.
+  // After a step that failed, in place of commit(): it is void, and so are others in flight. Ends
+  // the requests that have a running sequence with kError and `status`, and forgets what the blocks
+  // held, since the step may have torn it. Who waits waits on. Returns the number of requests
+  // ended.
   int64_t fail_step(const absl::Status& status, TimePoint now);
 
-  // Ends everything, a step between plan() and commit() included, which is then void (no commit()).
+  // Ends everything, steps in flight included, which are then void (no commit()).
   // Returns the number of requests ended.
   int64_t cancel_all(FinishReason reason, const absl::Status& status, TimePoint now);
 
   // Ends what is past its deadline, then fills batch(): running decodes first, then prefill chunks,
-  // then waiting sequences, within the token budget; preempts when blocks run out.
+  // then waiting sequences, within the token budget; preempts when blocks run out. The step is in
+  // flight then. Behind one step in flight, if that only decodes, another can be planned: decodes
+  // follow tokens that are not known yet, and nobody is preempted. kCommitFirst where blocks run
+  // out, or where sampling looks back at tokens (penalties, a limited thought).
   [[nodiscard]] Decision plan(TimePoint now);
 
-  // The step that plan() chose with kRun; valid until commit().
+  // The step that plan() chose with kRun; valid until the next call that changes anything.
   [[nodiscard]] std::span<const engine::SequenceStep> batch() const;
 
-  // Takes the step's results: appends tokens, finishes sequences, feeds the prefix cache, calls
-  // sinks.
+  // Takes the results of the oldest step in flight: appends tokens, finishes sequences, feeds the
+  // prefix cache, calls sinks. Results of sequences that have ended since are dropped.
   void commit(engine::StepOutput output, TimePoint now);
 
-  // Puts every running sequence back to waiting, its blocks released (self-check and tests).
+  [[nodiscard]] int32_t num_in_flight() const;  // steps planned and not committed
+
+  // Puts every running sequence back to waiting, its blocks released (self-check and tests). No
+  // step is in flight.
   void preempt_all();
 
   [[nodiscard]] bool idle() const;  // no live sequence

@@ -22,13 +22,13 @@ class EngineMetrics {
   explicit EngineMetrics(Registry& registry);
   ~EngineMetrics();
 
-  void step_begins();
-  // It has ended: what it computed and how long it took.
+  void step_begins();  // another may still be on its way
+  // The oldest has ended: what it computed and how long it took.
   void step(int32_t num_sequences,
             int32_t num_prefill_tokens,
             int32_t num_decode_tokens,
             double seconds);
-  void step_failed();                 // it has ended, with nothing to show
+  void step_failed();                 // all have ended, with nothing to show
   void recovered(const char* cause);  // engine::recovery_cause_name
   void stalled();                     // no step moved for server.liveness_timeout
   // Gauges as of now. Counters are totals since start; the exporter adds the difference.

@@ -2,6 +2,7 @@
 // `r1d bench offline`: batches of equal requests through the real scheduler and engine.
 #include <algorithm>
 #include <cstdio>
+#include <deque>
 #include <memory>
 #include <optional>
 #include <thread>
@@ -57,6 +58,13 @@ struct Steps {
   [[nodiscard]] double tokens_per_second() const {
     return seconds.empty() ? 0 : static_cast<double>(num_tokens) / total();
   }
+};
+
+// A step on its way.
+struct StartedStep {
+  TimePoint begin;
+  int64_t num_prompt_tokens = 0;
+  int64_t num_sequences = 0;
 };
 
 struct Outcome {
@@ -202,8 +210,10 @@ class OfflineBench {
       R1D_RETURN_IF_ERROR(scheduler.add(request(shape, i, sinks.back()), start));
     }
     Outcome outcome;
+    started_.clear();
+    last_end_ = start;
     double seconds_read = 0;
-    while (!scheduler.idle()) {
+    while (!scheduler.idle() || scheduler.num_in_flight() > 0) {
       R1D_RETURN_IF_ERROR(step(scheduler, outcome));
       seconds_read += read_plainly(outcome);
     }
@@ -243,22 +253,32 @@ class OfflineBench {
     return seconds_between(start, clock_.now());
   }
 
+  // Starts a step, then finishes the oldest unless the engine takes another first.
   absl::Status step(scheduler::Scheduler& scheduler, Outcome& outcome) {
     const TimePoint start = clock_.now();
-    R1D_CHECK(scheduler.plan(start).kind == scheduler::Decision::Kind::kRun);
-    int64_t num_prompt_tokens = 0;
-    for (const engine::SequenceStep& sequence : scheduler.batch()) {
-      num_prompt_tokens +=
-          std::clamp(sequence.num_prompt_tokens - sequence.start, 0, sequence.count);
+    if (scheduler.plan(start).kind == scheduler::Decision::Kind::kRun) {
+      StartedStep step{.begin = start};
+      for (const engine::SequenceStep& sequence : scheduler.batch()) {
+        step.num_prompt_tokens +=
+            std::clamp(sequence.num_prompt_tokens - sequence.start, 0, sequence.count);
+      }
+      step.num_sequences = static_cast<int64_t>(scheduler.batch().size());
+      started_.push_back(step);
+      R1D_RETURN_IF_ERROR(engine_->start(scheduler.batch()));
+      if (scheduler.num_in_flight() <= engine_->steps_ahead()) return absl::OkStatus();
     }
-    const auto num_sequences = static_cast<int64_t>(scheduler.batch().size());
-    R1D_ASSIGN_OR_RETURN(engine::StepOutput output, engine_->execute(scheduler.batch()));
+    R1D_CHECK(!started_.empty());
+    R1D_ASSIGN_OR_RETURN(engine::StepOutput output, engine_->finish());
     scheduler.commit(std::move(output), clock_.now());
-    const double seconds = seconds_between(start, clock_.now());
-    if (num_prompt_tokens > 0) {
-      outcome.prefill.add(seconds, num_prompt_tokens);
+    const StartedStep step = started_.front();
+    started_.pop_front();
+    const TimePoint end = clock_.now();
+    const double seconds =
+        seconds_between(std::max(step.begin, std::exchange(last_end_, end)), end);
+    if (step.num_prompt_tokens > 0) {
+      outcome.prefill.add(seconds, step.num_prompt_tokens);
     } else {
-      outcome.decode.add(seconds, num_sequences);
+      outcome.decode.add(seconds, step.num_sequences);
     }
     return absl::OkStatus();
   }
@@ -396,6 +416,8 @@ class OfflineBench {
   double load_seconds_ = 0;
   StepCost cost_;
   std::unique_ptr<PlainRead> plain_read_;  // null unless asked for
+  std::deque<StartedStep> started_;        // steps on their way, oldest first
+  TimePoint last_end_;                     // of the step before
 };
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <set>
 #include <utility>
 
+#include "r1d/base/check.h"
 #include "r1d/base/status.h"
 #include "r1d/device/nccl_info.h"
 
@@ -108,6 +109,7 @@ absl::Status Collectives::share_memory(float* logits) {
         "GPU {} cannot reach the memory of all others, and NCCL was not asked for", own);
   }
   R1D_CUDA_TRY(kernels::load_all_reduce());
+  R1D_CUDA_TRY(kernels::load_fill_in_tokens());
   peers_.layout = peer_layout(options.table, world);
   if (reach) {
     R1D_ASSIGN_OR_RETURN(
@@ -336,6 +338,15 @@ absl::Status Collectives::norm_of(const SumNorm& sum, int32_t parts) {
                               .out = sum.out,
                               .capability = capability_},
                              launch);
+  });
+}
+
+absl::Status Collectives::fill_in_tokens(const kernels::FillInTokens& fill) {
+  R1D_CHECK(has_peers_);
+  return carefully([&] {
+    return launches_(Kind::kAllReduce, {}, [&](const Launch& launch) {
+      return kernels::fill_in_tokens(peers_, fill, index_, launch);
+    });
   });
 }
 

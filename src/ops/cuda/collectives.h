@@ -15,6 +15,7 @@
 #include "r1d/ops/collectives.h"
 
 #include "kernels/all_reduce/all_reduce.h"
+#include "kernels/embed/fill_in_tokens.h"
 #include "kernels/norm/norm.h"
 #include "ops/cuda/launches.h"
 #include "ops/rendezvous.h"
@@ -117,6 +118,10 @@ class Collectives {
   // Rank 0's logits matrix (rows `cols * world` apart) gets all ranks' columns; its own stand
   // there. `own`: the other ranks' [rows, cols].
   [[nodiscard]] absl::Status gather(float* own, int64_t rows, int64_t cols);
+
+  // Ids that stand for tokens which rank 0 sampled in the step before become those. Needs peer
+  // memory.
+  [[nodiscard]] absl::Status fill_in_tokens(const kernels::FillInTokens& fill);
 
   // Ends a step that was enqueued: epochs move on by the collectives that it had. Returns how many.
   [[nodiscard]] absl::StatusOr<uint32_t> end_step();

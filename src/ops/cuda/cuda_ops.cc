@@ -116,6 +116,9 @@ absl::Status CudaOps::attach() {
   R1D_ASSIGN_OR_RETURN(blas_, device::BlasLt::create());
   R1D_ASSIGN_OR_RETURN(begin_, device::Event::create());
   R1D_ASSIGN_OR_RETURN(end_, device::Event::create());
+  for (LaunchedStep& step : launched_) {
+    R1D_ASSIGN_OR_RETURN(step.done, device::Event::create());
+  }
   R1D_RETURN_IF_ERROR(step_.create());
   R1D_RETURN_IF_ERROR(sampler_.create());
   meter_.add(MemoryKind::kWorkspaces, workspace_bytes());

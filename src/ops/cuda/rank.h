@@ -77,6 +77,9 @@ class CudaOps final : public Ops, public CudaProbe {
   [[nodiscard]] std::vector<int32_t> batch_sizes_to_warm() const override;
   [[nodiscard]] absl::Status begin_step(const StepInputs& inputs) override;
   [[nodiscard]] absl::Status end_step() override;
+  [[nodiscard]] int32_t steps_ahead() const override;
+  [[nodiscard]] absl::Status launch_step() override;
+  [[nodiscard]] absl::Status wait_step() override;
   void abort() override;
   // Graphs and what else depends on the steps so far begin anew, since a failed step may have been
   // another one for each rank.
@@ -107,6 +110,15 @@ class CudaOps final : public Ops, public CudaProbe {
   [[nodiscard]] absl::StatusOr<double> read_bandwidth(size_t bytes) override;
 
  private:
+  static constexpr int32_t kMaxLaunched = 2;  // steps on their way
+
+  // A step that was launched and is not waited for yet.
+  struct LaunchedStep {
+    device::Event done;
+    SampleRequest* sample = nullptr;  // null: nothing was sampled here
+    uint32_t num_collectives = 0;
+  };
+
   enum class Mode : uint8_t { kEager, kRecord, kReplay };
   struct BucketGraph {
     bool warmed = false;  // ran once, so that every kernel is loaded
@@ -128,6 +140,8 @@ class CudaOps final : public Ops, public CudaProbe {
   absl::Status end_collectives();
   absl::Status launch_graph();
   absl::Status enqueue_sampler();
+  // Ids that stand for what the step before sampled become that.
+  absl::Status fill_in_tokens();
 
   absl::Status all_reduce_add_norm(const Tensor& partial,
                                    const Tensor& residual,
@@ -180,6 +194,9 @@ class CudaOps final : public Ops, public CudaProbe {
   std::map<int32_t, BucketGraph> graphs_;
   int64_t graph_nodes_ = 0;
   bool recording_ = false;
+  std::array<LaunchedStep, kMaxLaunched> launched_;  // in turn
+  uint64_t num_launched_ = 0;
+  uint64_t num_waited_ = 0;
   std::array<bool, 2> sampler_loaded_{};  // greedy, any
   uint32_t num_collectives_ = 0;          // of this step
   std::set<StepKind> seen_;               // kinds of eager steps that have run

@@ -2,8 +2,10 @@
 // A rank's step: eager, recorded or replayed as a graph, its collectives, abort and rejoin.
 #include <algorithm>
 
+#include "r1d/base/check.h"
 #include "r1d/base/status.h"
 
+#include "kernels/embed/fill_in_tokens.h"
 #include "kernels/rope/rope.h"
 #include "ops/cuda/rank.h"
 #include "ops/cuda_memory.h"
@@ -55,10 +57,34 @@ absl::Status CudaOps::begin_step(const StepInputs& inputs) {
                                  .cos_sin = step_.cos_sin()};
   R1D_RETURN_IF_ERROR(launches_(
       Kind::kBegin, {}, [&](const Launch& launch) { return kernels::begin_step(begin, launch); }));
+  R1D_RETURN_IF_ERROR(fill_in_tokens());
   return attention_.begin_step();
 }
 
+// In a recorded step always: it is replayed for steps that follow and for others.
+absl::Status CudaOps::fill_in_tokens() {
+  if (mode_ != Mode::kRecord && !step_.follows()) return absl::OkStatus();
+  const kernels::FillInTokens fill{.ids = step_.ids(),
+                                   .tokens = step_.num_tokens(),
+                                   .sampled = rank_ == 0 ? sampler_.sampled() : nullptr};
+  if (collectives_) return collectives_->fill_in_tokens(fill);
+  return launches_(Kind::kBegin, {}, [&](const Launch& launch) {
+    return kernels::fill_in_tokens(fill, launch);
+  });
+}
+
+// Without peer memory tokens reach the other ranks through the host alone.
+int32_t CudaOps::steps_ahead() const {
+  return !collectives_ || collectives_->has_peer_memory() ? kMaxLaunched - 1 : 0;
+}
+
 absl::Status CudaOps::end_step() {
+  R1D_RETURN_IF_ERROR(launch_step());
+  return wait_step();
+}
+
+absl::Status CudaOps::launch_step() {
+  R1D_CHECK(num_launched_ - num_waited_ < kMaxLaunched);
   R1D_RETURN_IF_ERROR(end_collectives());
   R1D_RETURN_IF_ERROR(launch_graph());
   const bool sample = sample_ != nullptr && !sample_->rows.empty();
@@ -68,9 +94,18 @@ absl::Status CudaOps::end_step() {
     const int64_t bytes = num_logit_rows_ * logit_columns_ * int64_t{sizeof(float)};
     R1D_RETURN_IF_ERROR(stream_.copy_out(logits_target_, logits_, static_cast<size_t>(bytes)));
   }
-  R1D_RETURN_IF_ERROR(stream_.synchronize());
-  if (collectives_) R1D_RETURN_IF_ERROR(collectives_->finish_step(num_collectives_));
-  if (sample) sampler_.collect(*sample_);
+  LaunchedStep& step = launched_[num_launched_++ % launched_.size()];
+  step.sample = sample ? sample_ : nullptr;
+  step.num_collectives = num_collectives_;
+  return step.done.record(stream_);
+}
+
+absl::Status CudaOps::wait_step() {
+  R1D_CHECK(num_waited_ < num_launched_);
+  const LaunchedStep& step = launched_[num_waited_++ % launched_.size()];
+  R1D_RETURN_IF_ERROR(step.done.synchronize());
+  if (collectives_) R1D_RETURN_IF_ERROR(collectives_->finish_step(step.num_collectives));
+  if (step.sample != nullptr) sampler_.collect(*step.sample);
   return absl::OkStatus();
 }
 
@@ -86,6 +121,8 @@ absl::Status CudaOps::rejoin() {
     static_cast<void>(device::Graph::end_recording(stream_));
   }
   R1D_RETURN_IF_ERROR(collectives_->rejoin());
+  num_waited_ = num_launched_;  // they are done, and void
+  sampler_.forget();
   graphs_.clear();
   seen_.clear();
   preparer_.reset();

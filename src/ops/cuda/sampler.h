@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <array>
 #include <cstdint>
 
 #include <absl/status/status.h>
@@ -30,28 +31,45 @@ class DeviceSampler {
 
   [[nodiscard]] int64_t buffer_bytes() const;  // on the device, what create() takes
 
-  // Enqueues sampling of request.rows from logits [rows, stride] f32.
+  // Enqueues sampling of request.rows from logits [rows, stride] f32. So may be done once more
+  // before the results of the first are collected.
   [[nodiscard]] absl::Status enqueue(const SampleRequest& request,
                                      const float* logits,
                                      int64_t stride,
                                      const device::Stream& stream);
-  // After the stream has been synchronised: fills the request's results.
-  void collect(SampleRequest& request) const;
+  // After the oldest request that was enqueued and not collected is done: fills its results.
+  void collect(SampleRequest& request);
+  // Nothing is to be collected any more.
+  void forget() { num_collected_ = num_enqueued_; }
+
+  // What the newest request chooses, [max_rows] on the device, at the same place for every request.
+  [[nodiscard]] const kernels::SampledRow* sampled() const;
 
  private:
+  // Page-locked memory of one request: parameters out, results back.
+  struct Host {
+    device::PinnedMemory inputs;
+    device::PinnedMemory results;
+  };
+
   // Puts the request into pinned memory, in the device's own structs; returns the bytes used.
-  size_t stage(const SampleRequest& request);
-  [[nodiscard]] absl::Status reserve(const SampleRequest& request, const device::Stream& stream);
+  static size_t stage(const SampleRequest& request, std::byte* to);
+  [[nodiscard]] absl::Status reserve(const SampleRequest& request,
+                                     Host& host,
+                                     const device::Stream& stream);
+  [[nodiscard]] static absl::Status reserve_host(Host& host, size_t inputs, size_t results);
 
   const int32_t max_rows_;
   const kernels::SamplerPlan plan_;
   const int32_t capability_;
   const int32_t num_sms_;
   std::byte* workspace_ = nullptr;  // zeroed once, as the kernel wants it
-  device::PinnedMemory staging_;    // parameters out, and behind them results back
+  std::array<Host, 2> hosts_;       // in turn
+  uint64_t num_enqueued_ = 0;
+  uint64_t num_collected_ = 0;
   device::DeviceMemory inputs_;
-  device::PinnedMemory results_;
-  device::DeviceMemory outputs_;
+  device::DeviceMemory sampled_;  // never moves: what follows it reads it from a recorded graph
+  device::DeviceMemory top_;      // most likely tokens, then their log-probabilities
 };
 
 }  // namespace r1d::ops::cuda

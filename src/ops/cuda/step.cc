@@ -71,7 +71,9 @@ int64_t DeviceStep::input_bytes() const {
 
 absl::Status DeviceStep::create() {
   const auto bytes = static_cast<size_t>(input_bytes());
-  R1D_ASSIGN_OR_RETURN(staging_, device::PinnedMemory::allocate(bytes, "inputs of a step"));
+  for (auto& staging : staging_) {
+    R1D_ASSIGN_OR_RETURN(staging, device::PinnedMemory::allocate(bytes, "inputs of a step"));
+  }
   R1D_ASSIGN_OR_RETURN(inputs_, device::DeviceMemory::allocate(bytes, "inputs of a step"));
   return absl::OkStatus();
 }
@@ -88,15 +90,16 @@ DeviceStep::Piece<T> DeviceStep::take(int64_t count) {
   const size_t offset = used_;
   used_ += (static_cast<size_t>(count) * sizeof(T) + kPieceAlignment - 1) / kPieceAlignment *
            kPieceAlignment;
-  R1D_CHECK(used_ <= staging_.size());
-  return {reinterpret_cast<T*>(staging_.data() + offset),
-          reinterpret_cast<const T*>(inputs_.data() + offset)};
+  R1D_CHECK(used_ <= inputs_.size());
+  return {reinterpret_cast<T*>(staging_[turn_].data() + offset),
+          reinterpret_cast<T*>(inputs_.data() + offset)};
 }
 
 absl::Status DeviceStep::begin(const StepInputs& inputs,
                                int32_t padded_tokens,
                                const device::Stream& stream) {
   R1D_RETURN_IF_ERROR(check(inputs));
+  turn_ = 1 - turn_;
   used_ = 0;
   order(inputs);
   count_work(inputs);
@@ -104,7 +107,7 @@ absl::Status DeviceStep::begin(const StepInputs& inputs,
   lay_out_rows(inputs, padded_tokens);
   lay_out_sequences(inputs, padded_tokens);
   lay_out_windows(inputs);
-  return stream.copy_in(inputs_.data(), staging_.data(), used_);
+  return stream.copy_in(inputs_.data(), staging_[turn_].data(), used_);
 }
 
 absl::Status DeviceStep::check(const StepInputs& inputs) const {
@@ -116,6 +119,14 @@ absl::Status DeviceStep::check(const StepInputs& inputs) const {
                             inputs.sequences.size(),
                             options_.max_tokens,
                             options_.max_sequences);
+  }
+  for (const TokenId id : inputs.token_ids) {
+    if (id < follow_row(options_.max_sequences - 1)) {
+      return invalid_argument("step: token id {} follows row {}, a step samples at most {}",
+                              id,
+                              -1 - id,
+                              options_.max_sequences);
+    }
   }
   int64_t covered = 0;
   for (const SequenceSpan& span : inputs.sequences) {
@@ -191,6 +202,7 @@ void DeviceStep::lay_out_tokens(const StepInputs& inputs, int32_t padded_tokens)
     }
   }
   std::fill(ids.host + next, ids.host + num_tokens_, 0);
+  follows_ = std::any_of(ids.host, ids.host + next, [](int32_t id) { return id < 0; });
   if (padded_tokens > 0) num_decode_tokens_ = num_tokens_;
   ids_ = ids.device;
 }

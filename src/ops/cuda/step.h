@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -28,7 +29,8 @@ struct KeyWindow {
 // A step as the kernels read it. Sequences with few query tokens stand first ("decode": they take
 // the absorbed form of MLA), the others behind ("prefill"), and so do their tokens: the order
 // inside is ours, only logit rows look out. Everything goes to the device in one copy from pinned
-// memory. Threads: confined to the rank's thread.
+// memory, which is there twice: one step may be on its way while the next is laid out.
+// Threads: confined to the rank's thread.
 class DeviceStep {
  public:
   static constexpr int32_t kMaxDecodeQuery =
@@ -62,7 +64,9 @@ class DeviceStep {
   [[nodiscard]] const std::vector<KeyWindow>& windows() const { return windows_; }
   [[nodiscard]] int32_t num_prefill() const { return num_sequences_ - num_decode_; }
 
-  [[nodiscard]] const int32_t* ids() const { return ids_; }
+  [[nodiscard]] int32_t* ids() const { return ids_; }
+  // Whether an id is one that the step before samples: see follow_row().
+  [[nodiscard]] bool follows() const { return follows_; }
   // One value on the device: how many tokens there are without padding, which stands behind them.
   [[nodiscard]] const int32_t* live_tokens() const { return live_tokens_; }
   [[nodiscard]] const int32_t* logit_rows() const { return logit_rows_; }
@@ -87,7 +91,7 @@ class DeviceStep {
   template <typename T>
   struct Piece {
     T* host;
-    const T* device;
+    T* device;
   };
   template <typename T>
   Piece<T> take(int64_t count);
@@ -97,7 +101,8 @@ class DeviceStep {
   const bool splits_prefill_;
   const int64_t key_capacity_;
   const int64_t longest_keys_;
-  device::PinnedMemory staging_;
+  std::array<device::PinnedMemory, 2> staging_;  // in turn: a copy may still wait for a step
+  size_t turn_ = 0;
   device::DeviceMemory inputs_;
   size_t used_ = 0;
 
@@ -114,7 +119,8 @@ class DeviceStep {
   int64_t max_context_ = 0;
   double prefill_pairs_ = 0;
 
-  const int32_t* ids_ = nullptr;
+  int32_t* ids_ = nullptr;
+  bool follows_ = false;
   const int32_t* live_tokens_ = nullptr;
   const int32_t* logit_rows_ = nullptr;
   kernels::StepSequences sequences_;
