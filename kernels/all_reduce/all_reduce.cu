@@ -8,12 +8,14 @@
 //           2 (world - 1) / world. R1, 14,336 bytes a token: one-shot 64 ns a token at two ranks,
 //           446 at eight; two-shot 32 and 56.
 // Launch    one-shot: 128 threads, a word each. Fused: as kernels/norm at up to 132 tokens, two
-//           words a thread; the weight is loaded before the dependency wait. Two-shot: up to 64
+//           words a thread; the weight is loaded before the dependency wait. Two-shot: up to 128
 //           CTAs of 512 threads. A CTA waits for the CTAs of the same number on other ranks alone,
 //           and has sent before it waits, so that a grid need not be resident as a whole.
 // Numerics  f32 sums from 0 in rank order, one rounding; all forms give the same bits.
 // Source    flags beside the data: NCCL's LL protocol; the rest is plain.
+#include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "kernels/all_reduce/all_reduce.h"
 #include "kernels/all_reduce/peer.cuh"
@@ -65,10 +67,12 @@ __device__ __forceinline__ void add_to_sum(uint2 add, float (&sum)[kWordValues])
 
 // ---- one-shot ----------------------------------------------------------------------------------
 
+template <int kMost>
 __global__ void __launch_bounds__(kWordThreads)
     one_shot_bf16(PeerMemory peers, AllReduce a, bool vectors) {
   const int64_t word = static_cast<int64_t>(blockIdx.x) * kWordThreads + threadIdx.x;
   const bool live = word * kWordValues < a.count;
+  const Routes<kMost> routes = make_routes<kMost>(peers, word, 0);
   inputs_wait();
   const uint32_t epoch = epoch_of(peers, a.index);
   uint2 mine[1] = {};
@@ -76,12 +80,12 @@ __global__ void __launch_bounds__(kWordThreads)
   if (live) {
     mine[0] = load_values(a.in, word, a.count, vectors);
     if (a.add != nullptr) add = load_values(a.add, word, a.count, vectors);
-    send_words(peers, epoch, word, mine);
+    send_words(peers, routes, epoch, mine);
   }
   dependents_launch();
   if (!live) return;
   float sum[kWordValues] = {};
-  sum_words<4>(peers, epoch, word, mine, sum);
+  sum_words<kMost>(peers, routes, epoch, mine, sum);
   if (a.add != nullptr) add_to_sum(add, sum);
   store_values(a.out, word, a.count, vectors, sum);
 }
@@ -218,10 +222,11 @@ __global__ void __launch_bounds__(TwoShotPlan::kThreads)
 constexpr int kFewThreads = 256;  // of the clusters at R1's width; they have registers to spare
 
 // One token a cluster; CTA c of it takes vectors [c * segment, (c + 1) * segment), one a thread.
-template <int kMaxThreads>
+// A vector's two words stand apart, so that a warp's stores are dense.
+template <int kMost, int kMaxThreads>
 __global__ void __launch_bounds__(kMaxThreads, 1)
     all_reduce_add_norm_bf16(PeerMemory peers, AllReduceAddNorm a, int cluster, int segment) {
-  __shared__ float group_sums[kMaxGroups];
+  __shared__ RowSums sums;
   const auto token = static_cast<int64_t>(blockIdx.x) / cluster;
   const int part_of_row = static_cast<int>(blockIdx.x) % cluster;
   const auto vectors = static_cast<int>(a.cols / kVector);
@@ -229,14 +234,12 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   const int vector = part_of_row * segment + static_cast<int>(threadIdx.x);
   const int end = min(vectors, (part_of_row + 1) * segment);
   const bool live = vector < end;
-  const int64_t at = token * a.cols + vector * kVector;
+  const int64_t at = token * vectors + vector;
+  const Routes<kMost> routes = make_routes<kMost>(peers, at, a.tokens * vectors);
 
   float weight[kVector] = {};
   if (live) load_f32(a.weight + vector * kVector, weight);
-#ifdef R1D_SM90
-  if (cluster > 1)
-    cluster_arrive();  // that this CTA runs, before another writes into its shared memory
-#endif
+  open_row_sums(sums, cluster, groups);
   inputs_wait();
 
   // Load and send.
@@ -244,55 +247,39 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   uint2 mine[2] = {};
   uint4 row = {};
   if (live) {
-    const uint4 part = load_row(a.partial + at);
-    row = load_row(a.residual + at);
+    const uint4 part = load_row(a.partial + at * kVector);
+    row = load_row(a.residual + at * kVector);
     mine[0] = {part.x, part.y};
     mine[1] = {part.z, part.w};
-    send_words(peers, epoch, at / kWordValues, mine);
+    send_words(peers, routes, epoch, mine);
   }
   dependents_launch();
 
   // Add.
   if (live) {
+    // As registers allow. Many tokens over many ranks are not for this form.
+    constexpr int kBatch = kMost == 2 || kMaxThreads <= kFewThreads ? kMost : 1;
     float sum[kVector] = {};
     float v[kVector];
-    sum_words<kMaxThreads <= kFewThreads ? 4 : 1>(peers, epoch, at / kWordValues, mine, sum);
+    sum_words<kBatch>(peers, routes, epoch, mine, sum);
     unpack_bf16(row, v);
 #pragma unroll
     for (int j = 0; j < kVector; ++j) v[j] += sum[j];
     row = pack_bf16(v);
-    *reinterpret_cast<uint4*>(a.residual + at) = row;
+    *reinterpret_cast<uint4*>(a.residual + at * kVector) = row;
   }
   __syncwarp();
 
   // Reduce.
-#ifdef R1D_SM90
-  if (cluster > 1) cluster_wait();
-#endif
+  await_cluster(cluster);
   float v[kVector];
   unpack_bf16(row, v);
   const float square = square_sum(v);
   const int group = vector / kGroupLanes;
-  const int lane = static_cast<int>(threadIdx.x) % kGroupLanes;
-  if (group * kGroupLanes < end) {  // else its first vector is out of range, so all are
-    if (cluster == 1) {
-      if (lane == 0) group_sums[group] = square;
-    } else {
-#ifdef R1D_SM90
-      if (lane < cluster)
-        cluster_store_float(cluster_address(smem_address(&group_sums[group]), lane), square);
-#endif
-    }
-  }
-  __syncwarp();
-#ifdef R1D_SM90
-  if (cluster > 1) {
-    cluster_arrive();
-    cluster_wait();
-  }
-#endif
-  if (cluster == 1) __syncthreads();
-  const float factor = row_rsqrt(group_sums, groups, a.cols, a.eps);
+  // Else its first vector is out of range, so all are.
+  if (group * kGroupLanes < end) send_row_sum(sums, cluster, group, square);
+  await_row_sums(sums, cluster);
+  const float factor = row_rsqrt(sums.group, groups, a.cols, a.eps);
 
   // Store.
 #pragma unroll
@@ -372,6 +359,19 @@ bool valid(const PeerMemory& peers, const AllReduce& a, int64_t most) {
   return valid(peers) && a.in != nullptr && a.out != nullptr && a.count > 0 && a.count <= most;
 }
 
+// Loops over ranks are unrolled for 2, 4 and 8.
+using OneShotKernel = void (*)(PeerMemory, AllReduce, bool);
+OneShotKernel one_shot(int world) {
+  return world <= 2 ? &one_shot_bf16<2> : world <= 4 ? &one_shot_bf16<4> : &one_shot_bf16<8>;
+}
+using FusedKernel = void (*)(PeerMemory, AllReduceAddNorm, int, int);
+template <int kMaxThreads>
+FusedKernel fused(int world) {
+  if (world <= 2) return &all_reduce_add_norm_bf16<2, kMaxThreads>;
+  if (world <= 4) return &all_reduce_add_norm_bf16<4, kMaxThreads>;
+  return &all_reduce_add_norm_bf16<8, kMaxThreads>;
+}
+
 }  // namespace
 
 cudaError_t all_reduce_one_shot(const PeerMemory& peers, const AllReduce& a, const Launch& launch) {
@@ -380,7 +380,7 @@ cudaError_t all_reduce_one_shot(const PeerMemory& peers, const AllReduce& a, con
   const int64_t words = (a.count + kWordValues - 1) / kWordValues;
   const Grid grid{.blocks = static_cast<unsigned>((words + kWordThreads - 1) / kWordThreads),
                   .threads = kWordThreads};
-  return enqueue(one_shot_bf16, grid, launch, peers, a, aligned(a.in, a.add, a.out));
+  return enqueue(one_shot(peers.layout.world), grid, launch, peers, a, aligned(a.in, a.add, a.out));
 }
 
 cudaError_t all_reduce_two_shot(const PeerMemory& peers, const AllReduce& a, const Launch& launch) {
@@ -412,8 +412,8 @@ cudaError_t all_reduce_add_norm(const PeerMemory& peers,
   const Grid grid{.blocks = static_cast<unsigned>(a.tokens * plan.cluster),
                   .threads = static_cast<unsigned>(plan.threads),
                   .cluster = plan.cluster};
-  const auto kernel = plan.threads <= kFewThreads ? &all_reduce_add_norm_bf16<kFewThreads>
-                                                  : &all_reduce_add_norm_bf16<1024>;
+  const FusedKernel kernel = plan.threads <= kFewThreads ? fused<kFewThreads>(peers.layout.world)
+                                                         : fused<1024>(peers.layout.world);
   return enqueue(kernel, grid, launch, peers, a, plan.cluster, plan.segment);
 }
 
@@ -432,13 +432,14 @@ cudaError_t gather_columns(const PeerMemory& peers, const GatherColumns& a, cons
 }
 
 cudaError_t load_all_reduce() {
-  const void* const kernels[] = {
-      reinterpret_cast<const void*>(&one_shot_bf16),
-      reinterpret_cast<const void*>(&two_shot_bf16),
-      reinterpret_cast<const void*>(&all_reduce_add_norm_bf16<kFewThreads>),
-      reinterpret_cast<const void*>(&all_reduce_add_norm_bf16<1024>),
-      reinterpret_cast<const void*>(&gather_columns_f32),
-      reinterpret_cast<const void*>(&advance)};
+  std::vector<const void*> kernels = {reinterpret_cast<const void*>(&two_shot_bf16),
+                                      reinterpret_cast<const void*>(&gather_columns_f32),
+                                      reinterpret_cast<const void*>(&advance)};
+  for (const int world : {2, 4, 8}) {
+    kernels.push_back(reinterpret_cast<const void*>(one_shot(world)));
+    kernels.push_back(reinterpret_cast<const void*>(fused<kFewThreads>(world)));
+    kernels.push_back(reinterpret_cast<const void*>(fused<1024>(world)));
+  }
   for (const void* kernel : kernels) {
     cudaFuncAttributes attributes{};
     const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);

@@ -9,7 +9,7 @@
 namespace r1d::kernels {
 
 inline constexpr int kMaxPeers = 8;          // ranks that meet in peer memory
-inline constexpr int kMaxPeerBlocks = 64;    // CTAs with flags of their own
+inline constexpr int kMaxPeerBlocks = 128;   // CTAs with flags of their own
 inline constexpr int kWordValues = 4;        // bf16 values in a 16-byte word of data and flags
 inline constexpr int kPeerVector = 8;        // bf16 values in a 16-byte vector
 inline constexpr int kMaxPeerTokens = 4096;  // sampled tokens that rank 0 sends

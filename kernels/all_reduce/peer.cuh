@@ -58,20 +58,6 @@ __device__ __forceinline__ bool aborted(const PeerMemory& peers, uint32_t tries)
   return tries % kTriesPerLook == 0 && load_relaxed(peers.abort) != 0;
 }
 
-// The data of a word whose first reading was `word`. Zeros after an abort; then `alive` turns
-// false, and nothing is waited for any more.
-__device__ __forceinline__ uint2
-wait_word(const PeerMemory& peers, const void* from, Word word, uint32_t epoch, bool& alive) {
-  for (uint32_t tries = 1; !has_epoch(word, epoch); ++tries) {
-    if (!alive || aborted(peers, tries)) {
-      alive = false;
-      return {0, 0};
-    }
-    word = load_word(from);
-  }
-  return {static_cast<uint32_t>(word.low), static_cast<uint32_t>(word.high)};
-}
-
 // False after an abort.
 __device__ __forceinline__ bool wait_flag(const PeerMemory& peers,
                                           const void* flag,
@@ -94,17 +80,47 @@ __device__ __forceinline__ int other_rank(const PeerMemory& peers, int k) {
   return rank < peers.layout.world ? rank : rank - peers.layout.world;
 }
 
-// Sends kWords words of this thread, words `first` .. of the message, to all other ranks.
-template <int kWords>
-__device__ __forceinline__ void send_words(const PeerMemory& peers,
-                                           uint32_t epoch,
-                                           int64_t first,
-                                           const uint2 (&data)[kWords]) {
-  const int64_t at = peers.layout.word_at(epoch, peers.rank, first);
-  for (int k = 0; k + 1 < peers.layout.world; ++k) {
-    std::byte* to = peers.region[other_rank(peers, k)] + at;
+// Where a thread's words go and come from, of up to kMost ranks: made ahead of the dependency wait,
+// so that behind it nothing but the epoch stands between the data and the first store. Word w of a
+// thread stands `stride` words behind word w - 1.
+template <int kMost>
+struct Routes {
+  std::byte* to[kMost - 1];  // [k]: to other_rank(k), in buffers of even epochs
+  const std::byte* from;     // rank 0's words in this rank's memory, in buffers of even epochs
+  int64_t sender_bytes;      // from one rank's words to the next one's
+  int64_t odd_bytes;         // from the buffers of even epochs to those of odd ones
+  int64_t stride_bytes;
+};
+template <int kMost>
+__device__ __forceinline__ Routes<kMost> make_routes(const PeerMemory& peers,
+                                                     int64_t first,
+                                                     int64_t stride) {
+  Routes<kMost> routes;
 #pragma unroll
-    for (int w = 0; w < kWords; ++w) send_word(to + w * 16, data[w], epoch);
+  for (int k = 0; k + 1 < kMost; ++k) {
+    if (k + 1 >= peers.layout.world) break;
+    routes.to[k] = peers.region[other_rank(peers, k)] + peers.layout.word_at(0, peers.rank, first);
+  }
+  routes.from = peers.region[peers.rank] + peers.layout.word_at(0, 0, first);
+  routes.sender_bytes = peers.layout.word_at(0, 1, 0);
+  routes.odd_bytes = peers.layout.word_at(1, 0, 0);
+  routes.stride_bytes = stride * 16;
+  return routes;
+}
+
+// Sends kWords words of this thread to all other ranks.
+template <int kMost, int kWords>
+__device__ __forceinline__ void send_words(const PeerMemory& peers,
+                                           const Routes<kMost>& routes,
+                                           uint32_t epoch,
+                                           const uint2 (&data)[kWords]) {
+  const int64_t odd = (epoch & 1) != 0 ? routes.odd_bytes : 0;
+#pragma unroll
+  for (int k = 0; k + 1 < kMost; ++k) {
+    if (k + 1 >= peers.layout.world) break;
+#pragma unroll
+    for (int w = 0; w < kWords; ++w)
+      send_word(routes.to[k] + odd + w * routes.stride_bytes, data[w], epoch);
   }
 }
 
@@ -115,42 +131,75 @@ __device__ __forceinline__ void add_word(uint2 data, float* sum) {
   sum[3] += __uint_as_float(data.y & 0xFFFF0000U);
 }
 
-// Adds all ranks' words in rank order to `sum`; `mine` are this rank's. The loads of kBatch ranks
-// go out together: one trip to L2 for them all, not one each.
-template <int kBatch, int kWords>
-__device__ __forceinline__ void sum_words(const PeerMemory& peers,
+// Adds the words of ranks begin .. begin + kBatch - 1 in rank order to `sum`; `mine` are this
+// rank's. Each try loads all that are awaited: one trip to L2 for them all, not one each. After an
+// abort, which clears `alive`, what is missing counts as zeros, and nothing is waited for any more.
+template <int kBatch, int kMost, int kWords>
+__device__ __forceinline__ void sum_batch(const PeerMemory& peers,
+                                          const Routes<kMost>& routes,
                                           uint32_t epoch,
-                                          int64_t first,
+                                          int begin,
+                                          const uint2 (&mine)[kWords],
+                                          float (&sum)[kWords * kWordValues],
+                                          bool& alive) {
+  const std::byte* from = routes.from + ((epoch & 1) != 0 ? routes.odd_bytes : 0);
+  const int end = min(begin + kBatch, static_cast<int>(peers.layout.world));
+  Word words[kBatch][kWords];
+  bool came = false;
+  for (uint32_t tries = 1; !came; ++tries) {
+    came = true;
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+#pragma unroll
+      for (int w = 0; w < kWords; ++w) {
+        const int sender = begin + j;
+        if (sender >= end || sender == peers.rank) continue;
+        words[j][w] = load_word(from + sender * routes.sender_bytes + w * routes.stride_bytes);
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+#pragma unroll
+      for (int w = 0; w < kWords; ++w) {
+        const int sender = begin + j;
+        if (sender >= end || sender == peers.rank) continue;
+        came = came && has_epoch(words[j][w], epoch);
+      }
+    }
+    if (came) break;
+    if (aborted(peers, tries)) alive = false;
+    if (!alive) break;
+  }
+#pragma unroll
+  for (int j = 0; j < kBatch; ++j) {
+    const int sender = begin + j;
+    if (sender >= end) break;
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) {
+      uint2 data = mine[w];
+      if (sender != peers.rank) {
+        const Word& word = words[j][w];
+        data = {static_cast<uint32_t>(word.low), static_cast<uint32_t>(word.high)};
+        if (!alive && !has_epoch(word, epoch)) data = {0, 0};
+      }
+      add_word(data, sum + w * kWordValues);
+    }
+  }
+}
+
+// Adds all ranks' words in rank order to `sum`, kBatch ranks at a time.
+template <int kBatch, int kMost, int kWords>
+__device__ __forceinline__ void sum_words(const PeerMemory& peers,
+                                          const Routes<kMost>& routes,
+                                          uint32_t epoch,
                                           const uint2 (&mine)[kWords],
                                           float (&sum)[kWords * kWordValues]) {
-  const std::byte* region = peers.region[peers.rank];
-  const int world = peers.layout.world;
   bool alive = true;
-  for (int begin = 0; begin < world; begin += kBatch) {
-    Word words[kBatch][kWords];
-#pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
-      const int sender = begin + j;
-      if (sender >= world || sender == peers.rank) continue;
-#pragma unroll
-      for (int w = 0; w < kWords; ++w) {
-        words[j][w] = load_word(region + peers.layout.word_at(epoch, sender, first + w));
-      }
-    }
-#pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
-      const int sender = begin + j;
-      if (sender >= world) continue;
-#pragma unroll
-      for (int w = 0; w < kWords; ++w) {
-        uint2 data = mine[w];
-        if (sender != peers.rank) {
-          const std::byte* from = region + peers.layout.word_at(epoch, sender, first + w);
-          data = wait_word(peers, from, words[j][w], epoch, alive);
-        }
-        add_word(data, sum + w * kWordValues);
-      }
-    }
+  if constexpr (kBatch == kMost) {
+    sum_batch<kMost>(peers, routes, epoch, 0, mine, sum, alive);
+  } else {
+    for (int begin = 0; begin < peers.layout.world; begin += kBatch)
+      sum_batch<kBatch>(peers, routes, epoch, begin, mine, sum, alive);
   }
 }
 

@@ -241,6 +241,11 @@ __device__ __forceinline__ uint32_t cluster_rank() {
 __device__ __forceinline__ void cluster_arrive() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
+// Orders nothing: for barriers that say no more than that a CTA has come so far. A release waits
+// for all that the thread has stored, in other GPUs' memory too.
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
 __device__ __forceinline__ void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
@@ -258,8 +263,17 @@ __device__ __forceinline__ float4 cluster_load_float4(uint32_t remote) {
                : "memory");
   return v;
 }
-__device__ __forceinline__ void cluster_store_float(uint32_t remote, float value) {
-  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(remote), "f"(value) : "memory");
+// Stores to another CTA's shared memory and counts the bytes on that CTA's barrier; both addresses
+// as cluster_address() gives them.
+__device__ __forceinline__ void cluster_store_async(uint32_t remote,
+                                                    float value,
+                                                    uint32_t remote_barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(
+          remote),
+      "f"(value),
+      "r"(remote_barrier)
+      : "memory");
 }
 
 // ---- elected thread ----------------------------------------------------------------------------

@@ -78,7 +78,7 @@ constexpr int least_ctas(int vectors, Parts parts) {
 template <int kVectors, Parts kParts>
 __global__ void __launch_bounds__(max_threads(kVectors), least_ctas(kVectors, kParts))
     add_norm_bf16(AddNorm a, const __nv_bfloat16* x, int64_t x_stride, int cluster, int segment) {
-  __shared__ float group_sums[kMaxGroups];
+  __shared__ RowSums sums;
   const auto token = static_cast<int64_t>(blockIdx.x) / cluster;
   const int rank = static_cast<int>(blockIdx.x) % cluster;
   const auto vectors = static_cast<int>(a.cols / kVector);
@@ -91,10 +91,7 @@ __global__ void __launch_bounds__(max_threads(kVectors), least_ctas(kVectors, kP
   float weight[kVector] = {};
   if (kEarlyWeight && first < end && a.weight != nullptr)
     load_f32(a.weight + first * kVector, weight);
-#ifdef R1D_SM90
-  if (cluster > 1)
-    cluster_arrive();  // that this CTA runs, before another writes into its shared memory
-#endif
+  open_row_sums(sums, cluster, groups);
   inputs_wait();
 
   // Load.
@@ -134,35 +131,19 @@ __global__ void __launch_bounds__(max_threads(kVectors), least_ctas(kVectors, kP
   }
   if constexpr (kParts == Parts::kAny) dependents_launch();
 
-    // Reduce.
-#ifdef R1D_SM90
-  if (cluster > 1) cluster_wait();
-#endif
+  // Reduce.
+  await_cluster(cluster);
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     float v[kVector];
     unpack_bf16(row[i], v);
     const float sum = square_sum(v);
     const int group = (first + i * step) / kGroupLanes;
-    const int lane = static_cast<int>(threadIdx.x) % kGroupLanes;
-    if (group * kGroupLanes >= end) continue;  // its first vector is out of range, so all are
-    if (cluster == 1) {
-      if (lane == 0) group_sums[group] = sum;
-      continue;
-    }
-#ifdef R1D_SM90
-    if (lane < cluster)
-      cluster_store_float(cluster_address(smem_address(&group_sums[group]), lane), sum);
-#endif
+    // Else its first vector is out of range, so all are.
+    if (group * kGroupLanes < end) send_row_sum(sums, cluster, group, sum);
   }
-#ifdef R1D_SM90
-  if (cluster > 1) {
-    cluster_arrive();
-    cluster_wait();
-  }
-#endif
-  if (cluster == 1) __syncthreads();
-  const float factor = row_rsqrt(group_sums, groups, a.cols, a.eps);
+  await_row_sums(sums, cluster);
+  const float factor = row_rsqrt(sums.group, groups, a.cols, a.eps);
 
   // Store.
 #pragma unroll

@@ -22,6 +22,58 @@ __device__ __forceinline__ uint4 load_row(const __nv_bfloat16* from) {
   return __ldcg(reinterpret_cast<const uint4*>(from));
 }
 
+// The square sums of a row's groups, which all CTAs of its cluster need. They are sent by stores
+// that the receiver counts: a cluster barrier behind plain stores would have to be a release, which
+// waits for everything that the CTA has stored so far, in other GPUs' memory too.
+struct RowSums {
+  float group[kMaxGroups];
+  uint64_t all;  // a barrier: the sums of all groups are here
+};
+
+// By all threads, ahead of the dependency wait. Sums may be sent behind await_cluster().
+__device__ __forceinline__ void open_row_sums(RowSums& sums, int cluster, int groups) {
+#ifdef R1D_SM90
+  if (cluster == 1) return;
+  if (threadIdx.x == 0) {
+    mbarrier_init(&sums.all, 1);
+    mbarrier_init_fence();
+    mbarrier_arrive_expect(&sums.all, static_cast<uint32_t>(groups) * sizeof(float));
+  }
+  __syncwarp();
+  cluster_arrive_relaxed();
+#endif
+}
+__device__ __forceinline__ void await_cluster(int cluster) {
+#ifdef R1D_SM90
+  if (cluster > 1) cluster_wait();
+#endif
+}
+// By the lanes of group `group`, each of which has its sum. A group is sent once.
+__device__ __forceinline__ void send_row_sum(RowSums& sums, int cluster, int group, float sum) {
+  const int lane = static_cast<int>(threadIdx.x) % kGroupLanes;
+  if (cluster == 1) {
+    if (lane == 0) sums.group[group] = sum;
+    return;
+  }
+#ifdef R1D_SM90
+  if (lane >= cluster) return;
+  cluster_store_async(cluster_address(smem_address(&sums.group[group]), lane),
+                      sum,
+                      cluster_address(smem_address(&sums.all), lane));
+#endif
+}
+// By all threads: until the sums of all groups are here. A CTA that has them has also been left
+// alone by the others, so it may end.
+__device__ __forceinline__ void await_row_sums(RowSums& sums, int cluster) {
+  if (cluster == 1) {
+    __syncthreads();
+    return;
+  }
+#ifdef R1D_SM90
+  mbarrier_wait(&sums.all, 0);
+#endif
+}
+
 __device__ __forceinline__ float row_rsqrt(const float* group_sums,
                                            int groups,
                                            int64_t cols,

@@ -18,6 +18,7 @@
 #include "r1d/base/status.h"
 #include "r1d/base/thread_pool.h"
 #include "r1d/engine/memory_plan.h"
+#include "r1d/engine/rank_group.h"
 #include "r1d/model/deepseek_v3.h"
 
 #include "engine/device_sampler.h"
@@ -25,7 +26,6 @@
 #include "engine/latent_cache.h"
 #include "engine/memory_shortage.h"
 #include "engine/numa.h"
-#include "engine/rank_group.h"
 #include "engine/rank_ops.h"
 #include "engine/step_inputs.h"
 #include "engine/step_interrupt.h"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "engine/rank_group.h"
+#include "r1d/engine/rank_group.h"
 
 #include <utility>
 

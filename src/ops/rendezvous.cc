@@ -48,6 +48,12 @@ bool Rendezvous::aborted() const {
   return aborted_;
 }
 
+absl::Status Rendezvous::wait_for_abort() {
+  base::MutexLock lock(mu_);
+  while (!aborted_) changed_.wait(mu_);
+  return aborted_status();
+}
+
 absl::Status Rendezvous::rejoin(const absl::Status& able) {
   base::MutexLock lock(mu_);
   if (able_.ok()) able_ = able;

@@ -28,6 +28,8 @@ class Rendezvous {
   // no meeting, and no rejoin, comes between.
   void abort(const std::function<void()>& also = nullptr);
   [[nodiscard]] bool aborted() const;
+  // Returns kUnavailable when abort() has come: a rank whose part in a collective is lost.
+  [[nodiscard]] absl::Status wait_for_abort();
 
   // Ends an abort: returns when every rank has called it, none being in a meeting. `able`: whether
   // this rank can go on. When one cannot, all get its error and stay aborted; a rank that cannot

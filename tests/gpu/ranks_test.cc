@@ -1,11 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 // A model on several ranks gives what it gives on one: logits of prefill and decode steps, eager,
 // recorded and replayed. Ranks share one GPU (our collectives alone), or have one each.
+//
+// Random weights have routers whose experts nearly tie: a sum that is rounded elsewhere, as several
+// ranks do, takes another expert for one token in ten, and its logits are others, by 2 to 60 %.
+// That says nothing about ranks. So the comparison with one rank fixes which experts are chosen
+// (SettledRouters) and leaves how they are weighted to the input. As the routers choose by
+// themselves, what can be compared is what has the same bits: two ranks on one GPU and on two.
 #include <atomic>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <numeric>
+#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -15,10 +24,9 @@
 #include "r1d/base/status.h"
 #include "r1d/checkpoint/weight_source.h"
 #include "r1d/device/gpu_info.h"
+#include "r1d/engine/rank_group.h"
 #include "r1d/model/deepseek_v3.h"
 #include "r1d/ops/cuda_ops.h"
-
-#include "engine/rank_group.h"
 
 namespace r1d::model {
 namespace {
@@ -42,6 +50,53 @@ std::unique_ptr<checkpoint::WeightSource> open_golden(const std::string& name) {
   EXPECT_TRUE(source.ok()) << message_of(source.status());
   return std::move(source).value();
 }
+
+// A source whose routers choose the same experts for every token: correction biases, which choose
+// and never weigh, are powers of two far above any score, so that neither experts nor sums of two
+// for a group's score come near each other. An expert's place in the order is scattered, anew in
+// each layer, over groups and over both halves of the experts.
+class SettledRouters final : public checkpoint::WeightSource {
+ public:
+  explicit SettledRouters(std::unique_ptr<checkpoint::WeightSource> source)
+      : source_(std::move(source)) {}
+
+  [[nodiscard]] const checkpoint::ModelConfig& config() const override { return source_->config(); }
+  [[nodiscard]] bool has_mtp() const override { return source_->has_mtp(); }
+  [[nodiscard]] absl::StatusOr<checkpoint::StoredTensor> find(
+      const std::string& name) const override {
+    return source_->find(name);
+  }
+  [[nodiscard]] absl::Status read(const std::string& name,
+                                  const checkpoint::TensorSlice& slice,
+                                  std::span<std::byte> dest) const override {
+    if (!is_bias(name)) return source_->read(name, slice, dest);
+    R1D_ASSIGN_OR_RETURN(const checkpoint::StoredTensor stored, source_->find(name));
+    if (stored.dtype != DType::kF32) return failed_precondition("{}: not f32", name);
+    const auto count = static_cast<size_t>(slice.rows.size());
+    if (dest.size() != count * sizeof(float)) return failed_precondition("{}: other sizes", name);
+    for (size_t i = 0; i < count; ++i) {
+      const float bias = bias_of(name, slice.rows.begin + static_cast<int64_t>(i));
+      std::memcpy(&dest[i * sizeof(float)], &bias, sizeof(float));
+    }
+    return absl::OkStatus();
+  }
+  [[nodiscard]] std::optional<checkpoint::TensorBytes> locate(
+      const std::string& name, const checkpoint::TensorSlice& slice) const override {
+    return is_bias(name) ? std::nullopt : source_->locate(name, slice);
+  }
+
+ private:
+  static bool is_bias(const std::string& name) {
+    return name.ends_with(".e_score_correction_bias");
+  }
+  [[nodiscard]] float bias_of(const std::string& name, int64_t expert) const {
+    const int64_t layer = std::stoll(name.substr(name.find("layers.") + 7));
+    const int64_t place = (7 * expert + 5 * layer) % config().n_routed_experts;
+    return std::ldexp(4.F, static_cast<int>(place));
+  }
+
+  const std::unique_ptr<checkpoint::WeightSource> source_;
+};
 
 // One step of sequences with `lengths` new tokens behind `contexts` cached ones; all rows' logits.
 struct Step {
@@ -198,16 +253,18 @@ std::vector<Step> steps_of(int64_t vocab) {
   return steps;
 }
 
-// bf16 sums of two or more parts instead of one product; with FP8 weights e4m3 activations of
-// slices have other scales.
-constexpr double kBf16 = 2e-2;
-constexpr double kFp8 = 6e-2;
+// One rank's logits are up to 1.9e-2 from those in f32 (`r1d golden`), each set of ranks with other
+// roundings: so two of them are up to twice that apart. Activations in e4m3, which slices scale
+// anew, put a block of layers 4e-2 to 1.5e-1 from f32 (CudaBlocksTest). A part that is missing,
+// doubled or taken from another step is half of the logits or more.
+constexpr double kBf16 = 4e-2;
+constexpr double kE4m3 = 1.5e-1;
 
 void expect_as_one_rank(const std::string& name, const Layout& layout, double tolerance) {
-  const auto source = open_golden(name);
-  const int64_t vocab = source->config().vocab_size;
-  RankedModel one(*source, {.deterministic = layout.deterministic});
-  RankedModel many(*source, layout);
+  const SettledRouters source(open_golden(name));
+  const int64_t vocab = source.config().vocab_size;
+  RankedModel one(source, {.deterministic = layout.deterministic});
+  RankedModel many(source, layout);
   ASSERT_TRUE(one.good() && many.good());
   double worst = 0;
   for (const Step& step : steps_of(vocab)) {
@@ -267,12 +324,30 @@ TEST_P(RanksTest, TwoGpusAreOneWhenDeterministic) {
       GetParam().model, {.world = 2, .ranks = {}, .deterministic = true}, GetParam().tolerance);
 }
 
+// With the routers' own choice. The same sums in the same order, wherever the ranks are.
+TEST_P(RanksTest, TwoGpusAreTwoRanksThatShareAGpuToTheBit) {
+  if (gpu_count() < 2) GTEST_SKIP() << "needs two GPUs";
+  const auto source = open_golden(GetParam().model);
+  for (const ExpertSplit split : {ExpertSplit::kTensor, ExpertSplit::kExpert}) {
+    RankedModel one_gpu(*source,
+                        {.world = 2, .split = split, .ranks = shared(2), .deterministic = true});
+    RankedModel two_gpus(*source, {.world = 2, .split = split, .ranks = {}, .deterministic = true});
+    ASSERT_TRUE(one_gpu.good() && two_gpus.good());
+    for (const Step& step : steps_of(source->config().vocab_size)) {
+      const auto want = one_gpu.run(step);
+      const auto got = two_gpus.run(step);
+      ASSERT_TRUE(want.ok() && got.ok()) << message_of(want.status()) << message_of(got.status());
+      ASSERT_EQ(*got, *want) << step.ids.size() << " tokens";
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Golden,
                          RanksTest,
                          testing::Values(Case{"v3-generic-bf16", kBf16},
                                          Case{"v3-noqlora-bf16", kBf16},
-                                         Case{"v3-ragged-fp8", kFp8},
-                                         Case{"v3-r1heads-fp8", kFp8}),
+                                         Case{"v3-ragged-fp8", kBf16},
+                                         Case{"v3-r1heads-fp8", kE4m3}),
                          [](const auto& tested) {
                            std::string name;
                            for (const char c : std::string(tested.param.model))

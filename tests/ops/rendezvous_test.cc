@@ -60,7 +60,7 @@ TEST(RendezvousTest, AbortReleasesThoseWhoWaitAndRefusesThoseWhoCome) {
   for (size_t rank = 0; rank < 2; ++rank) {
     waiters.emplace_back([&, rank] {
       if (rank == 0) entered.set_value();
-      results[rank] = rendezvous.meet();
+      results[rank] = rank == 0 ? rendezvous.meet() : rendezvous.wait_for_abort();
     });
   }
   entered.get_future().wait();

@@ -71,7 +71,9 @@ struct OfflineOptions {
 struct RankShardOptions {
   std::string model_config;  // config.json of the model; its weights are dummies
   int32_t rank = 0;          // whose shard of
-  int32_t world_size = 1;    // how many; collectives are left out
+  int32_t world_size = 1;    // how many; collectives are left out, but with all_ranks
+  bool all_ranks = false;    // a GPU each, with their collectives
+  bool expert_parallel = false;
   std::vector<std::pair<int32_t, int32_t>> decode;  // (batch, context)
   std::vector<int32_t> prefill;                     // tokens of a chunk
   int32_t repeats = 20;
@@ -79,7 +81,7 @@ struct RankShardOptions {
   bool per_op = true;
   bool deterministic = false;
 };
-// One rank's steps on a GPU, kernel by kernel.
+// One rank's steps on a GPU, or all ranks' on as many, kernel by kernel.
 [[nodiscard]] absl::Status rank_shard(const RankShardOptions& options);
 
 // Adds `bench collectives`.

@@ -35,7 +35,8 @@ struct CollectivesFlags {
 
 std::vector<int64_t> default_sizes(bool cuda) {
   std::vector<int64_t> sizes = {2 * kKib, kRow, 2 * kRow, 4 * kRow, 8 * kRow, 16 * kRow};
-  for (const int64_t kib : {512, 1024, 2048, 4096, 16384, 65536, 262144})
+  for (const int64_t kib :
+       {512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 32768, 65536, 262144})
     if (cuda || kib * kKib <= kMostOnCpu) sizes.push_back(kib * kKib);
   return sizes;
 }

@@ -218,6 +218,7 @@ absl::Status run_offline(OfflineFlags& flags) {
   RankShardOptions& shard = flags.shard_options;
   shard.model_config = options.model_config;
   shard.deterministic = options.deterministic;
+  shard.expert_parallel = options.expert_parallel;
   if (options.repeats > 0) shard.repeats = options.repeats;
   std::pair<int32_t, int32_t> pair;
   parse_pair(flags.shard, '/', pair);
@@ -292,6 +293,12 @@ void add_shard_flags(CLI::App& command, OfflineFlags& flags) {
             return complaint(valid, "RANK/WORLD, e.g. 0/8");
           })
           ->group("One rank");
+  command
+      .add_flag("--all-ranks",
+                options.all_ranks,
+                "All of them instead, a GPU each, with their collectives")
+      ->needs(shard)
+      ->group("One rank");
   command.add_option("--decode", flags.decode, "Decode steps to measure, BATCHxCONTEXT")
       ->check([](const std::string& text) {
         std::pair<int32_t, int32_t> pair;

@@ -1,27 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
-// `r1d bench offline --rank-shard`: one rank's decode and prefill steps on a GPU, without a server:
-// what a step takes, where its time goes, and how far that is from what the memory and the tensor
-// cores allow.
+// `r1d bench offline --rank-shard`: decode and prefill steps of one rank on a GPU, or of all ranks
+// on as many, without a server: what a step takes, where its time goes, and how far that is from
+// what the memory and the tensor cores allow.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <functional>
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include <fmt/core.h>
 
-#include "r1d/base/random.h"
 #include "r1d/base/status.h"
 #include "r1d/checkpoint/shard_plan.h"
 #include "r1d/checkpoint/weight_source.h"
 #include "r1d/device/gpu_info.h"
+#include "r1d/engine/rank_group.h"
 #include "r1d/model/deepseek_v3.h"
 #include "r1d/ops/cuda_ops.h"
 
 #include "cli/bench/bench.h"
+#include "cli/bench/step_arrays.h"
 #include "cli/progress_bar.h"
 
 namespace r1d::cli::bench {
@@ -42,56 +45,23 @@ double median(std::vector<double> values) {
 // are all FP8 but attention.
 constexpr double kFlops = 1.278e15;
 
-// Host arrays of a step and the views of them that StepInputs borrows.
-struct StepArrays {
-  std::vector<TokenId> ids;
-  std::vector<int32_t> positions;
-  std::vector<BlockId> blocks;
-  std::vector<ops::SequenceSpan> sequences;
-  std::vector<int32_t> logit_rows;
-
-  [[nodiscard]] ops::StepInputs inputs() const {
-    return {
-        .token_ids = ids, .positions = positions, .sequences = sequences, .logit_rows = logit_rows};
-  }
-};
-
-// `batch` sequences of `query` new tokens at the end of `context` tokens, each with its own blocks.
-StepArrays make_step(int32_t batch,
-                     int32_t query,
-                     int32_t context,
-                     int32_t block_size,
-                     int64_t vocab,
-                     uint64_t seed) {
-  StepArrays step;
-  const int32_t blocks_each = (context + block_size - 1) / block_size;
-  step.blocks.resize(static_cast<size_t>(batch) * static_cast<size_t>(blocks_each));
-  for (size_t i = 0; i < step.blocks.size(); ++i) step.blocks[i] = static_cast<BlockId>(i);
-  for (int32_t s = 0; s < batch; ++s) {
-    step.sequences.push_back({.query_begin = s * query,
-                              .query_len = query,
-                              .context_len = context,
-                              .block_table = std::span(step.blocks)
-                                                 .subspan(static_cast<size_t>(s * blocks_each),
-                                                          static_cast<size_t>(blocks_each))});
-    for (int32_t i = 0; i < query; ++i) {
-      const auto draw = base::random_bits(seed, static_cast<uint64_t>(step.ids.size()));
-      step.ids.push_back(static_cast<TokenId>(draw % static_cast<uint64_t>(vocab)));
-      step.positions.push_back(context - query + i);
-    }
-    step.logit_rows.push_back(s * query + query - 1);
-  }
-  return step;
-}
-
 class RankShardBench {
  public:
-  explicit RankShardBench(const RankShardOptions& options) : options_(options) {}
+  explicit RankShardBench(const RankShardOptions& options)
+      : options_(options),
+        ranks_(static_cast<size_t>(options.all_ranks ? options.world_size : 1)),
+        group_(static_cast<int32_t>(ranks_.size()), [this] {
+          for (const Rank& rank : ranks_)
+            if (rank.ops) rank.ops->abort();
+        }) {}
 
   absl::Status run() {
     R1D_RETURN_IF_ERROR(open());
     R1D_RETURN_IF_ERROR(load());
-    R1D_ASSIGN_OR_RETURN(bandwidth_, probe_->read_bandwidth(size_t{1} << 30));
+    R1D_RETURN_IF_ERROR(on_first([&](ops::CudaProbe& probe) -> absl::Status {
+      R1D_ASSIGN_OR_RETURN(bandwidth_, probe.read_bandwidth(size_t{1} << 30));
+      return absl::OkStatus();
+    }));
     fmt::print("read bandwidth, 1 GiB: {:.2f} TB/s\n", bandwidth_ * 1e-12);
     for (const auto& [batch, context] : options_.decode)
       R1D_RETURN_IF_ERROR(decode(batch, context));
@@ -100,16 +70,29 @@ class RankShardBench {
   }
 
  private:
+  struct Rank {
+    checkpoint::RankShard shard;
+    std::unique_ptr<ops::Ops> ops;  // outlives what stands on its device
+    ops::CudaProbe* probe = nullptr;
+    std::unique_ptr<model::DeepSeekV3> model;
+    std::vector<std::unique_ptr<ops::Buffer>> buffers;
+    std::vector<ops::LatentPages> pages;
+    double step_micros = 0;
+  };
+
+  // On every rank's thread.
+  absl::Status each(const std::function<absl::Status(Rank&)>& job) {
+    return group_.run([&](int32_t r) { return job(ranks_[static_cast<size_t>(r)]); });
+  }
+  // On the first one's alone.
+  absl::Status on_first(const std::function<absl::Status(ops::CudaProbe&)>& job) {
+    return group_.run([&](int32_t r) { return r == 0 ? job(*ranks_[0].probe) : absl::OkStatus(); });
+  }
+
   absl::Status open() {
     R1D_ASSIGN_OR_RETURN(const auto config, checkpoint::ModelConfig::load(options_.model_config));
     source_ = checkpoint::make_dummy_source(config, 1);
-    R1D_ASSIGN_OR_RETURN(
-        shard_,
-        checkpoint::make_rank_shard(
-            config, options_.rank, options_.world_size, checkpoint::ExpertSplit::kTensor));
-    const ops::ModelDims dims = model::make_dims(config, shard_);
     int32_t longest = 1;
-    int32_t most_tokens = 256;
     int32_t most_sequences = 1;
     for (const auto& [batch, context] : options_.decode) {
       longest = std::max(longest, context);
@@ -118,43 +101,69 @@ class RankShardBench {
     }
     for (const int32_t tokens : options_.prefill) {
       longest = std::max(longest, tokens);
-      most_tokens = std::max(most_tokens, tokens);
+      max_tokens_ = std::max(max_tokens_, tokens);
       blocks_ = std::max<int64_t>(blocks_, (tokens + kBlockSize - 1) / kBlockSize);
     }
-    R1D_ASSIGN_OR_RETURN(ops_,
-                         ops::make_cuda_ops(dims,
-                                            {.device = 0,
-                                             .max_tokens = most_tokens,
-                                             .max_sequences = most_sequences,
-                                             .max_model_len = longest,
-                                             .block_size = kBlockSize,
-                                             .deterministic = options_.deterministic}));
-    probe_ = ops::cuda_probe(*ops_);
-    max_tokens_ = most_tokens;
-    return ops_->attach();
+    R1D_RETURN_IF_ERROR(make_ops({.device = 0,
+                                  .max_tokens = max_tokens_,
+                                  .max_sequences = most_sequences,
+                                  .max_model_len = longest,
+                                  .block_size = kBlockSize,
+                                  .deterministic = options_.deterministic}));
+    return each([](Rank& rank) {
+      rank.probe = ops::cuda_probe(*rank.ops);
+      return rank.ops->attach();
+    });
+  }
+
+  absl::Status make_ops(const ops::CudaOptions& options) {
+    const auto split = options_.expert_parallel ? checkpoint::ExpertSplit::kExpert
+                                                : checkpoint::ExpertSplit::kTensor;
+    std::vector<ops::ModelDims> dims;
+    for (size_t r = 0; r < ranks_.size(); ++r) {
+      const int32_t index = options_.all_ranks ? static_cast<int32_t>(r) : options_.rank;
+      R1D_ASSIGN_OR_RETURN(
+          ranks_[r].shard,
+          checkpoint::make_rank_shard(source_->config(), index, options_.world_size, split));
+      dims.push_back(model::make_dims(source_->config(), ranks_[r].shard));
+    }
+    if (!options_.all_ranks) {
+      R1D_ASSIGN_OR_RETURN(ranks_[0].ops, ops::make_cuda_ops(dims[0], options));
+      return absl::OkStatus();
+    }
+    R1D_ASSIGN_OR_RETURN(auto made, ops::make_cuda_ranks(dims, options, {}));
+    for (size_t r = 0; r < ranks_.size(); ++r) ranks_[r].ops = std::move(made[r]);
+    return absl::OkStatus();
   }
 
   absl::Status load() {
     const auto start = Clock::now();
-    R1D_ASSIGN_OR_RETURN(const int64_t total, model::rank_weight_bytes(*source_, shard_, false));
-    int64_t done = 0;
+    R1D_ASSIGN_OR_RETURN(const int64_t total,
+                         model::rank_weight_bytes(*source_, ranks_[0].shard, false));
     {
       ProgressBar bar("weights");
-      R1D_ASSIGN_OR_RETURN(
-          model_,
-          model::DeepSeekV3::load(*source_, shard_, *ops_, max_tokens_, false, [&](int64_t bytes) {
-            done += bytes;
-            bar.update(static_cast<double>(done) / static_cast<double>(total));
-            return absl::OkStatus();
-          }));
+      int64_t done = 0;  // of the first rank
+      R1D_RETURN_IF_ERROR(each([&](Rank& rank) -> absl::Status {
+        const auto progress = [&](int64_t bytes) {
+          if (&rank != ranks_.data()) return absl::OkStatus();
+          done += bytes;
+          bar.update(static_cast<double>(done) / static_cast<double>(total));
+          return absl::OkStatus();
+        };
+        R1D_ASSIGN_OR_RETURN(
+            rank.model,
+            model::DeepSeekV3::load(*source_, rank.shard, *rank.ops, max_tokens_, false, progress));
+        return take_pages(rank);
+      }));
     }
-    R1D_RETURN_IF_ERROR(take_pages());
+    const std::string which =
+        options_.all_ranks ? fmt::format("{} ranks", options_.world_size)
+                           : fmt::format("rank {} of {}", options_.rank, options_.world_size);
     fmt::print(
-        "{}; {} rank {} of {}: {:.1f} GB of dummy weights, {:.1f} GB of latent cache, {:.1f} s\n",
+        "{}; {} {}: {:.1f} GB of dummy weights, {:.1f} GB of latent cache a rank, {:.1f} s\n",
         device::describe_gpus(),
         options_.model_config,
-        options_.rank,
-        options_.world_size,
+        which,
         static_cast<double>(total) * 1e-9,
         static_cast<double>(blocks_ * kBlockSize * source_->config().latent_width() * 2 *
                             source_->config().num_hidden_layers) *
@@ -164,48 +173,54 @@ class RankShardBench {
   }
 
   // Latents of unit size: attention over zeros would be a cheaper problem than a real one.
-  absl::Status take_pages() {
+  absl::Status take_pages(Rank& rank) {
     const checkpoint::ModelConfig& config = source_->config();
     const int64_t rows = blocks_ * kBlockSize;
     const int64_t width = config.latent_width();
     for (int32_t layer = 0; layer < config.num_hidden_layers; ++layer) {
       R1D_ASSIGN_OR_RETURN(auto buffer,
-                           ops_->allocate(static_cast<size_t>(rows * width * 2),
-                                          ops::MemoryKind::kLatentCache,
-                                          "latent cache"));
+                           rank.ops->allocate(static_cast<size_t>(rows * width * 2),
+                                              ops::MemoryKind::kLatentCache,
+                                              "latent cache"));
       R1D_ASSIGN_OR_RETURN(const bool filled,
-                           ops_->fill(buffer->data(),
-                                      {.key = static_cast<uint64_t>(layer) + 1,
-                                       .center = 0,
-                                       .amplitude = 1.7F,
-                                       .dtype = DType::kBF16,
-                                       .row_begin = 0,
-                                       .row_end = rows,
-                                       .col_begin = 0,
-                                       .col_end = width}));
+                           rank.ops->fill(buffer->data(),
+                                          {.key = static_cast<uint64_t>(layer) + 1,
+                                           .center = 0,
+                                           .amplitude = 1.7F,
+                                           .dtype = DType::kBF16,
+                                           .row_begin = 0,
+                                           .row_end = rows,
+                                           .col_begin = 0,
+                                           .col_end = width}));
       static_cast<void>(filled);
-      pages_.push_back({.data = buffer->data(),
-                        .dtype = DType::kBF16,
-                        .num_blocks = blocks_,
-                        .block_size = kBlockSize,
-                        .width = width});
-      buffers_.push_back(std::move(buffer));
+      rank.pages.push_back({.data = buffer->data(),
+                            .dtype = DType::kBF16,
+                            .num_blocks = blocks_,
+                            .block_size = kBlockSize,
+                            .width = width});
+      rank.buffers.push_back(std::move(buffer));
     }
     return absl::OkStatus();
   }
 
   absl::Status forward(const StepArrays& step) {
-    return model_->forward(step.inputs(), pages_, nullptr, layers_done_);
+    return each([&](Rank& rank) -> absl::Status {
+      std::atomic<uint64_t> layers{0};
+      R1D_RETURN_IF_ERROR(rank.model->forward(step.inputs(), rank.pages, nullptr, layers));
+      R1D_ASSIGN_OR_RETURN(rank.step_micros, rank.probe->last_step_micros());
+      return absl::OkStatus();
+    });
   }
 
-  // Median device time of a step, after the runs that load and record it.
+  // Median device time of a step, the slowest rank's, after the runs that load and record it.
   absl::StatusOr<double> time_step(const StepArrays& step, int repeats) {
     for (int i = 0; i < 2; ++i) R1D_RETURN_IF_ERROR(forward(step));
     std::vector<double> micros;
     for (int i = 0; i < repeats; ++i) {
       R1D_RETURN_IF_ERROR(forward(step));
-      R1D_ASSIGN_OR_RETURN(const double time, probe_->last_step_micros());
-      micros.push_back(time);
+      double slowest = 0;
+      for (const Rank& rank : ranks_) slowest = std::max(slowest, rank.step_micros);
+      micros.push_back(slowest);
     }
     return median(std::move(micros));
   }
@@ -214,12 +229,16 @@ class RankShardBench {
     const StepArrays step =
         make_step(batch, 1, context, kBlockSize, source_->config().vocab_size, 7);
     R1D_ASSIGN_OR_RETURN(const double micros, time_step(step, options_.repeats));
-    const int64_t nodes = probe_->graph_nodes();
+    const int64_t nodes = ranks_[0].probe->graph_nodes();
     const auto host_start = Clock::now();
     for (int i = 0; i < 5; ++i) R1D_RETURN_IF_ERROR(forward(step));
     const double wall = seconds_since(host_start) / 5 * 1e6;
-    R1D_ASSIGN_OR_RETURN(const int32_t active, probe_->active_experts());
-    const auto costs = probe_->costs();
+    int32_t active = 0;
+    R1D_RETURN_IF_ERROR(on_first([&](ops::CudaProbe& probe) -> absl::Status {
+      R1D_ASSIGN_OR_RETURN(active, probe.active_experts());
+      return absl::OkStatus();
+    }));
+    const auto costs = ranks_[0].probe->costs();
     fmt::print(
         "\ndecode, batch {} at context {}: {:.3f} ms a step ({:.3f} ms with the host's part), {} "
         "graph nodes, {} "
@@ -239,7 +258,7 @@ class RankShardBench {
     const StepArrays step =
         make_step(1, tokens, tokens, kBlockSize, source_->config().vocab_size, 9);
     R1D_ASSIGN_OR_RETURN(const double micros, time_step(step, std::min(options_.repeats, 5)));
-    const auto costs = probe_->costs();
+    const auto costs = ranks_[0].probe->costs();
     fmt::print("\nprefill, one chunk of {} tokens: {:.1f} ms, {:.0f} tokens/s\n",
                tokens,
                micros * 1e-3,
@@ -286,6 +305,13 @@ class RankShardBench {
     }
   }
 
+  absl::Status show_only(const std::string* kind) {
+    return each([&](Rank& rank) {
+      rank.probe->only(kind);
+      return absl::OkStatus();
+    });
+  }
+
   // Each kind alone, all its calls of the step in one graph.
   absl::Status print_kinds(const StepArrays& step,
                            const std::vector<ops::KernelCost>& costs,
@@ -301,7 +327,7 @@ class RankShardBench {
                "share");
     double sum = 0;
     for (const ops::KernelCost& cost : costs) {
-      probe_->only(&cost.name);
+      R1D_RETURN_IF_ERROR(show_only(&cost.name));
       R1D_ASSIGN_OR_RETURN(const double micros, time_step(step, std::min(options_.repeats, 9)));
       sum += micros;
       const auto calls = static_cast<double>(cost.calls);
@@ -315,7 +341,7 @@ class RankShardBench {
                  cost.bytes / micros * 1e-3,
                  100 * cost.bytes / micros * 1e6 / bandwidth_);
     }
-    probe_->only(nullptr);
+    R1D_RETURN_IF_ERROR(show_only(nullptr));
     fmt::print("  sum of the kinds alone {:.1f} us; the step overlaps {:.1f} us of it\n",
                sum,
                sum - whole);
@@ -325,15 +351,10 @@ class RankShardBench {
   static constexpr int32_t kBlockSize = 64;
   const RankShardOptions& options_;
   std::unique_ptr<checkpoint::WeightSource> source_;
-  checkpoint::RankShard shard_;
-  std::unique_ptr<ops::Ops> ops_;  // outlives what stands on its device
-  ops::CudaProbe* probe_ = nullptr;
-  std::unique_ptr<model::DeepSeekV3> model_;
-  std::vector<std::unique_ptr<ops::Buffer>> buffers_;
-  std::vector<ops::LatentPages> pages_;
-  std::atomic<uint64_t> layers_done_{0};
+  std::vector<Rank> ranks_;
+  engine::RankGroup group_;
   int64_t blocks_ = 1;
-  int32_t max_tokens_ = 0;
+  int32_t max_tokens_ = 256;
   double bandwidth_ = 1;
 };
 

@@ -15,8 +15,8 @@
 namespace r1d::ops::cuda {
 namespace {
 
-constexpr int64_t kOneShotBytes = int64_t{2} << 20;  // room to look past the table's choice
-constexpr int64_t kTwoShotBytes = int64_t{4} << 20;
+constexpr int64_t kOneShotBytes = int64_t{4} << 20;  // room to look past the table's choice
+constexpr int64_t kTwoShotBytes = int64_t{256} << 20;
 constexpr int64_t kFusedTokens = 132;  // a decode step's: more are no latency problem
 constexpr int32_t kWarmUps = 3;
 
@@ -167,7 +167,7 @@ class BenchRank {
                          time([&] { return step(Collectives::Mode::kFree, 1, way, bytes); }));
     // So many calls a graph that launching it does not count; then the graph goes, since NCCL's
     // calls must not stay in one.
-    const auto calls = static_cast<int32_t>(std::clamp<int64_t>((64 << 20) / bytes, 4, 100));
+    const auto calls = static_cast<int32_t>(std::clamp<int64_t>((64 << 20) / bytes, 4, 200));
     R1D_RETURN_IF_ERROR(collectives_.begin_step(Collectives::Mode::kRecorded));
     R1D_RETURN_IF_ERROR(device::Graph::begin_recording(stream_));
     absl::Status recorded;

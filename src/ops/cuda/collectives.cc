@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "r1d/base/check.h"
+#include "r1d/base/fault.h"
 #include "r1d/base/status.h"
 #include "r1d/device/nccl_info.h"
 
@@ -41,7 +42,10 @@ bool fused_serves(const Collectives::SumNorm& sum, int capability) {
 }  // namespace
 
 kernels::PeerLayout peer_layout(const CollectiveTable& table, int32_t world_size) {
-  return kernels::plan_peer_layout(world_size, table.one_shot_bytes, table.two_shot_bytes);
+  // Larger two-shots go in pieces, which cost 5 us each.
+  constexpr int64_t kPiece = int64_t{32} << 20;
+  return kernels::plan_peer_layout(
+      world_size, table.one_shot_bytes, std::min(table.two_shot_bytes, kPiece));
 }
 
 // ---- what ranks share --------------------------------------------------------------------------
@@ -227,6 +231,17 @@ absl::Status Collectives::finish_step(uint32_t count) {
   if (aborted()) return aborted_status();
   const auto current = comm();
   return current ? current->async_error() : absl::OkStatus();
+}
+
+absl::Status Collectives::may_begin() {
+  switch (base::hit_fault(base::FaultPoint::kCollective, rank_)) {
+    case base::FaultAction::kError:
+      return unavailable("fault point ops.collective");
+    case base::FaultAction::kHang:
+      return group_->rendezvous.wait_for_abort();
+    default:
+      return absl::OkStatus();
+  }
 }
 
 // Every collective goes through here.

@@ -95,6 +95,10 @@ class Collectives {
   // Every rank: before a first launch that follows something which may wait for all kernels.
   [[nodiscard]] absl::Status meet();
 
+  // Before each collective of a step, also of one that is replayed: where tests let this rank's
+  // part in it get lost, so that the others' kernels wait.
+  [[nodiscard]] absl::Status may_begin();
+
   struct Sum {
     const __nv_bfloat16* in = nullptr;
     __nv_bfloat16* out = nullptr;  // may be `in`

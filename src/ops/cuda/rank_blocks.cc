@@ -20,6 +20,7 @@ __nv_bfloat16* bf16(const Tensor& tensor) {
 }  // namespace
 
 absl::Status CudaOps::embed(const Matrix& table, int64_t first_row, Tensor out) {
+  if (collectives_) R1D_RETURN_IF_ERROR(collectives_->may_begin());
   if (mode_ == Mode::kReplay) return absl::OkStatus();
   const double bytes = 4.0 * static_cast<double>(step_.num_tokens() * table.cols);
   R1D_RETURN_IF_ERROR(launches_(Kind::kEmbed, {.bytes = bytes}, [&](const Launch& launch) {
@@ -64,6 +65,7 @@ absl::Status CudaOps::reduce_add_norm(Tensor partial,
                                       Tensor residual,
                                       const float* weight,
                                       Tensor out) {
+  if (collectives_) R1D_RETURN_IF_ERROR(collectives_->may_begin());
   if (mode_ == Mode::kReplay) return absl::OkStatus();
   normed_of_ = out.data;
   if (collectives_) return all_reduce_add_norm(partial, residual, weight, out);
@@ -109,6 +111,7 @@ absl::Status CudaOps::moe(const MoeWeights& weights, Tensor x, Tensor out) {
 }
 
 absl::Status CudaOps::logits(const Matrix& head, int64_t first_row, Tensor x, float* logits) {
+  if (collectives_) R1D_RETURN_IF_ERROR(collectives_->may_begin());
   R1D_CHECK(!collectives_ || first_row == rank_ * head.rows);
   logits_target_ = logits;
   logit_columns_ = collectives_ && rank_ == 0 ? dims_.vocab_size : head.rows;
