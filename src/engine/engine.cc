@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "r1d/base/check.h"
+#include "r1d/base/clock.h"
 #include "r1d/base/exceptions.h"
 #include "r1d/base/fault.h"
 #include "r1d/base/log.h"
@@ -82,8 +83,15 @@ struct Rank {
   std::unique_ptr<ops::Ops> ops;
   std::unique_ptr<model::DeepSeekV3> model;
   std::optional<LatentCache> cache;
-  std::optional<ops::DeviceBytes> device_bytes;  // when loaded; none: no memory of its own
+  std::optional<DeviceStages> stages;  // none: no memory of its own
+  double warm_up_seconds = 0;
 };
+
+// What is in use on the rank's device now; 0: it has no memory of its own.
+absl::StatusOr<int64_t> bytes_in_use(const Rank& rank) {
+  R1D_ASSIGN_OR_RETURN(const std::optional<ops::DeviceBytes> bytes, rank.ops->device_bytes());
+  return bytes ? bytes->total - bytes->free_now : 0;
+}
 
 }  // namespace
 
@@ -136,8 +144,14 @@ class Engine::Impl {
   }
 
   [[nodiscard]] MemoryReport memory() const {
-    MemoryReport report{.plan = memory_, .ranks = {}, .measured_bytes = measured_bytes_};
-    for (const Rank& rank : ranks_) report.ranks.push_back(rank.ops->memory_use());
+    MemoryReport report;
+    report.plan = memory_;
+    report.measured_bytes = measured_bytes_;
+    for (const Rank& rank : ranks_) {
+      report.ranks.push_back(rank.ops->memory_use());
+      if (rank.stages) report.devices.push_back(*rank.stages);
+      report.warm_up_seconds = std::max(report.warm_up_seconds, rank.warm_up_seconds);
+    }
     return report;
   }
 
@@ -226,18 +240,19 @@ class Engine::Impl {
   }
 
   // Whether the rank's device has as much free as the plan takes.
-  absl::Status check_device(const Rank& rank, int32_t r) const {
+  absl::Status check_device(Rank& rank, int32_t r) const {
     R1D_ASSIGN_OR_RETURN(const std::optional<ops::DeviceBytes> bytes, rank.ops->device_bytes());
-    return bytes ? check_free_memory(memory_, *bytes, r) : absl::OkStatus();
+    if (!bytes) return absl::OkStatus();
+    rank.stages = {.context = bytes->total - bytes->free_at_start,
+                   .attached = bytes->total - bytes->free_now};
+    return check_free_memory(memory_, *bytes, r);
   }
 
   // What loading took, as the devices' drivers or the kernel see it.
   [[nodiscard]] int64_t measure() const {
-    if (!ranks_.front().device_bytes) return resident_bytes("") - resident_at_start_;
+    if (!ranks_.front().stages) return resident_bytes("") - resident_at_start_;
     int64_t bytes = 0;
-    for (const Rank& rank : ranks_) {
-      bytes += rank.device_bytes->total - rank.device_bytes->free_now;
-    }
+    for (const Rank& rank : ranks_) bytes += rank.stages->ready;
     return bytes;
   }
 
@@ -263,8 +278,13 @@ class Engine::Impl {
                              &files));
     R1D_ASSIGN_OR_RETURN(rank.cache,
                          LatentCache::create(source.config(), options_, plan_, *rank.ops));
+    R1D_ASSIGN_OR_RETURN(const int64_t loaded, bytes_in_use(rank));
+    const auto start = clock_.now();
     R1D_RETURN_IF_ERROR(warm_up(rank));
-    R1D_ASSIGN_OR_RETURN(rank.device_bytes, rank.ops->device_bytes());
+    rank.warm_up_seconds = seconds_between(start, clock_.now());
+    if (!rank.stages) return absl::OkStatus();
+    rank.stages->loaded = loaded;
+    R1D_ASSIGN_OR_RETURN(rank.stages->ready, bytes_in_use(rank));
     return absl::OkStatus();
   }
 
@@ -376,6 +396,7 @@ class Engine::Impl {
   }
 
   const EngineOptions options_;
+  const SteadyClock clock_;
   const MemoryPlan memory_;
   const int64_t resident_at_start_;  // of the process, before anything was taken
   int64_t measured_bytes_ = 0;       // by load()

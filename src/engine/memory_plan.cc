@@ -75,9 +75,11 @@ void set_gpu_overheads(const EngineOptions& options,
                        const ops::CudaOptions& cuda,
                        const MemoryTarget& target,
                        MemoryPlan& plan) {
-  // NOTE: assumed, not measured: NCCL's channels and the peers' one-shot buffers.
-  constexpr int64_t kCollectives = 1024 * kMiB;
-  constexpr int64_t kContext = 640 * kMiB;
+  // Measured on two H200 with driver 580 and NCCL 2.28 (docs/planning.md): 552 MB of context and
+  // kernels' code whatever the model and the ranks, 1.13 to 1.20 GB of NCCL's channels and the
+  // peers' buffers on each of two ranks. NOTE: more than two ranks are assumed to take the same.
+  constexpr int64_t kCollectives = 1152 * kMiB;
+  constexpr int64_t kContext = 528 * kMiB;
   if (options.world_size > 1) plan[MemoryPart::kCollectives] = kCollectives;
   plan[MemoryPart::kGraphs] = ops::cuda_graph_bytes(cuda, layers);
   plan[MemoryPart::kContext] = kContext;

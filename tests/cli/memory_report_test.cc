@@ -47,7 +47,10 @@ TEST_F(MemoryReportTest, EveryPartOfThePlanHasItsSeries) {
 }
 
 TEST_F(MemoryReportTest, EveryRankHasItsSeriesOfWhatItHolds) {
-  engine::MemoryReport report{.plan = plan_, .ranks = {{}, {}}, .measured_bytes = 777};
+  engine::MemoryReport report;
+  report.plan = plan_;
+  report.ranks.resize(2);
+  report.measured_bytes = 777;
   for (size_t i = 0; i < ops::kMemoryKinds; ++i) {
     report.ranks[1][static_cast<ops::MemoryKind>(i)] = static_cast<int64_t>(i) + 5;
   }
@@ -62,6 +65,22 @@ TEST_F(MemoryReportTest, EveryRankHasItsSeriesOfWhatItHolds) {
   EXPECT_EQ(value("r1d_memory_measured_bytes", ""), 777);
   EXPECT_THAT(registry_.render(), Not(HasSubstr("kind=\"other\"")));
   EXPECT_THAT(lines_.str(), HasSubstr("777 B measured"));
+  EXPECT_THAT(lines_.str(), Not(HasSubstr("GPU of rank")));
+}
+
+TEST_F(MemoryReportTest, AGpuIsComparedWithItsPlanPartByPart) {
+  engine::MemoryReport report;
+  report.plan = plan_;
+  report.devices = {{.context = 15, .attached = 40, .loaded = 96, .ready = 136 + 17}};
+  report.warm_up_seconds = 1.25;
+  report_memory_use(report, log_, metrics_);
+  // Parts of 1, 2, .. 17 bytes: weights are the first nine, the reserve is the last.
+  EXPECT_THAT(
+      lines_.str(),
+      HasSubstr("GPU of rank 0: 153 B in use, 136 B planned (+12.50 %): context 15 B (16 B), "
+                "workspaces and collectives 25 B (25 B), weights and latent cache 56 B "
+                "(66 B), graphs 57 B (15 B)"));
+  EXPECT_THAT(lines_.str(), HasSubstr("ready 1.25 s after weights"));
 }
 
 }  // namespace

@@ -36,7 +36,7 @@ enum class MemoryPart : uint8_t {
   kCollectives,
   kLogits,   // on the host: all ranks' together, a share each
   kGraphs,   // recorded decode steps; estimated
-  kContext,  // the driver's context and kernels' code; estimated
+  kContext,  // the driver's context and kernels' code; as measured
   kReserve,  // kept free
   kCount,
 };
@@ -86,13 +86,23 @@ struct MemoryPlan {
 // One line: "attention 1.83 GB, experts 79.47 GB, ...: 95.12 of 150.00 GB".
 [[nodiscard]] std::string describe(const MemoryPlan& plan);
 
+// Bytes of a GPU in use while its rank loads, as the driver sees it, whoever holds them.
+struct DeviceStages {
+  int64_t context = 0;   // before the rank took any: the driver's own, and other processes'
+  int64_t attached = 0;  // with workspaces and collectives
+  int64_t loaded = 0;    // with weights and latent cache
+  int64_t ready = 0;     // with kernels' code and recorded steps
+};
+
 // What loading took, beside its plan.
 struct MemoryReport {
   MemoryPlan plan;
   std::vector<ops::MemoryUse> ranks;  // as each rank's Ops counts it
+  std::vector<DeviceStages> devices;  // each rank's; empty on a CPU
   // As the driver sees it when all is loaded, summed over the ranks' GPUs, whoever holds it; or
   // what this process grew by in resident memory, where untouched pages do not count.
   int64_t measured_bytes = 0;
+  double warm_up_seconds = 0;  // from weights and cache in place to ready; the slowest rank's
 };
 
 }  // namespace r1d::engine

@@ -58,6 +58,7 @@ class RankShardBench {
   absl::Status run() {
     R1D_RETURN_IF_ERROR(open());
     R1D_RETURN_IF_ERROR(load());
+    R1D_RETURN_IF_ERROR(warm_up());
     R1D_RETURN_IF_ERROR(on_first([&](ops::CudaProbe& probe) -> absl::Status {
       R1D_ASSIGN_OR_RETURN(bandwidth_, probe.read_bandwidth(size_t{1} << 30));
       return absl::OkStatus();
@@ -200,6 +201,49 @@ class RankShardBench {
                             .width = width});
       rank.buffers.push_back(std::move(buffer));
     }
+    return absl::OkStatus();
+  }
+
+  // Of the first rank's GPU.
+  absl::StatusOr<int64_t> bytes_in_use() {
+    int64_t in_use = 0;
+    R1D_RETURN_IF_ERROR(group_.run([&](int32_t r) -> absl::Status {
+      if (r != 0) return absl::OkStatus();
+      R1D_ASSIGN_OR_RETURN(const auto bytes, ranks_[0].ops->device_bytes());
+      if (bytes) in_use = bytes->total - bytes->free_now;
+      return absl::OkStatus();
+    }));
+    return in_use;
+  }
+
+  // What a daemon does when its weights are there: decode steps of every batch size, which load
+  // the kernels' code, and record and replay the steps.
+  absl::Status warm_up() {
+    R1D_ASSIGN_OR_RETURN(const int64_t before, bytes_in_use());
+    int64_t code = 0;
+    const auto start = Clock::now();
+    const std::vector<int32_t> sizes = ranks_[0].ops->batch_sizes_to_warm();
+    for (const int32_t size : sizes) {
+      const StepArrays step = make_step(size, 1, 1, kBlockSize, source_->config().vocab_size, 3);
+      for (int i = 0; i < 2; ++i) R1D_RETURN_IF_ERROR(forward(step));
+      if (code == 0) {
+        R1D_ASSIGN_OR_RETURN(code, bytes_in_use());
+      }
+    }
+    const double seconds = seconds_since(start);
+    R1D_ASSIGN_OR_RETURN(const int64_t after, bytes_in_use());
+    // Forgets the graphs: costs are those of the step recorded last.
+    R1D_RETURN_IF_ERROR(each([](Rank& rank) {
+      rank.probe->only(nullptr);
+      return absl::OkStatus();
+    }));
+    fmt::print(
+        "warm-up: {} batch sizes in {:.2f} s; of the GPU, the first took {:.1f} MB (code, less "
+        "scratch memory of loading), the others {:.1f} MB\n",
+        sizes.size(),
+        seconds,
+        static_cast<double>(code - before) * 1e-6,
+        static_cast<double>(after - code) * 1e-6);
     return absl::OkStatus();
   }
 
