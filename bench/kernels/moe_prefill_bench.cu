@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Times the routed experts of one R1 layer at many tokens: 256 experts, top 8, uniform routing.
 #include <algorithm>
+#include <cstdlib>
+#include <memory>
 #include <random>
 #include <set>
 
@@ -167,22 +169,37 @@ void bench(const Layer& layer, int32_t tokens, double gate_up_public_us, double 
 }  // namespace
 }  // namespace r1d::kernels
 
-int main() {
+// moe_prefill_bench [I [tokens]]: all cases, or those of one I, or one.
+int main(int argc, char** argv) {
   using namespace r1d::kernels;
   if (test::compute_capability() < 90) {
     std::printf("needs a GPU of compute capability 9.0\n");
     return 0;
   }
-  {
-    const Layer shard(256);
-    bench(shard, 65, 190.2, 111.5);
-    bench(shard, 256, 220.8, 136.9);
-    bench(shard, 1024, 0, 0);
-    bench(shard, 4096, 419.4, 310.0);
-    bench(shard, 8192, 0, 0);
+  struct Case {
+    int64_t intermediate;
+    int32_t tokens;
+    double gate_up_public_us;
+    double down_public_us;
+  };
+  constexpr Case kCases[] = {{256, 65, 190.2, 111.5},
+                             {256, 256, 220.8, 136.9},
+                             {256, 1024, 0, 0},
+                             {256, 4096, 419.4, 310.0},
+                             {256, 8192, 0, 0},
+                             {2048, 256, 1717.5, 882.9},
+                             {2048, 4096, 2979.6, 1424.2}};
+  const int64_t only_intermediate = argc > 1 ? std::atoll(argv[1]) : 0;
+  const int32_t only_tokens = argc > 2 ? std::atoi(argv[2]) : 0;
+  std::unique_ptr<Layer> layer;
+  for (const Case& c : kCases) {
+    if (only_intermediate != 0 && c.intermediate != only_intermediate) continue;
+    if (only_tokens != 0 && c.tokens != only_tokens) continue;
+    if (layer == nullptr || layer->i != c.intermediate) {
+      layer.reset();
+      layer = std::make_unique<Layer>(c.intermediate);
+    }
+    bench(*layer, c.tokens, c.gate_up_public_us, c.down_public_us);
   }
-  const Layer whole(2048);
-  bench(whole, 256, 1717.5, 882.9);
-  bench(whole, 4096, 2979.6, 1424.2);
   return 0;
 }

@@ -336,7 +336,7 @@ __device__ __forceinline__ void cp_async_4(float* to, const float* from) {
                : "memory");
 }
 
-// The producer of dense and grouped tiles: one thread.
+// The producer of W and, but for gathered rows, of X: one thread.
 template <class Shape, Rows kRowsKind>
 __device__ __forceinline__ void produce_tiles(const Parameters& p,
                                               const XMaps& maps,
@@ -349,7 +349,8 @@ __device__ __forceinline__ void produce_tiles(const Parameters& p,
     // A box that lies mostly beyond the last row costs more time than one half its size.
     const bool half = item.rows <= Shape::kRows / 2;
     const CUtensorMap& map = half ? maps.half : maps.whole;
-    const int32_t x_bytes = item.rows <= 0 ? 0 : half ? Shape::kXBytes / 2 : Shape::kXBytes;
+    const bool no_rows = kRowsKind == Rows::kGathered || item.rows <= 0;
+    const int32_t x_bytes = no_rows ? 0 : half ? Shape::kXBytes / 2 : Shape::kXBytes;
     const uint32_t bytes = x_bytes + w_bytes<Shape>(p, item);
 #pragma unroll 1
     for (int32_t k = 0; k < p.k_blocks; ++k, ring.advance()) {
@@ -362,7 +363,7 @@ __device__ __forceinline__ void produce_tiles(const Parameters& p,
   }
 }
 
-// Their scales: one warp.
+// The scales of both: one warp.
 template <class Shape, Rows kRowsKind, bool kGateUp>
 __device__ __forceinline__ void produce_scales(const Parameters& p,
                                                const Shared<Shape>& shared,
@@ -391,32 +392,33 @@ __device__ __forceinline__ void produce_scales(const Parameters& p,
   }
 }
 
-__device__ __forceinline__ float load_past_l1(const float* from) {
-  float value;
-  asm volatile("ld.global.L1::no_allocate.f32 %0, [%1];" : "=f"(value) : "l"(from));
-  return value;
+// Waits for the oldest of a thread's `count` (1 to 3) groups under way.
+__device__ __forceinline__ void cp_async_wait_oldest(int32_t count) {
+  if (count == 1) return cp_async_wait<0>();
+  if (count == 2) return cp_async_wait<1>();
+  cp_async_wait<2>();
 }
 
-// The producer of gathered products: 128 threads copy X by 16 bytes, each its chunk of every 16th
-// row. wgmma reads through another proxy than cp.async writes, so a warp announces a stage kLag
-// steps later, when its copies have landed and are fenced; by one lane, since arrivals on a barrier
-// pass one by one. A row's scales lie in a sector each; a thread fetches its row's ahead into
-// registers.
-template <class Shape, Rows kRowsKind, bool kGateUp>
+// The producer of gathered rows: two warps copy X by 16 bytes, a thread its chunk of every 8th row.
+// A warp announces a stage by one lane (arrivals on a barrier pass one by one) when its copies have
+// landed. It does so before it waits for a stage to be given back: waiting first would tie each
+// step of the consumers to the end of one before. What a step costs here is instructions, so that
+// addresses are kept and W and the scales left to other warps. Rows beyond the last repeat it.
+template <class Shape, Rows kRowsKind>
 __device__ __forceinline__ void produce_gathered(const Parameters& p,
                                                  const Shared<Shape>& shared,
                                                  int32_t thread) {
-  using W = WScales<Shape, kGateUp>;
-  constexpr int kAhead = 4;
-  constexpr int kLag = Shape::kStages - 2;
-  constexpr int kRowsEach = Shape::kRows / 16;
+  constexpr int kUnroll = 4;
+  constexpr int kMostInFlight = 3;
+  constexpr int kRowsEach = Shape::kRows / 8;
   const int32_t chunk = thread % 8;
-  const uint32_t offset = thread / 8 * 128 + ((chunk ^ (thread / 8 % 8)) * 16);
+  const uint32_t to =
+      smem_address(shared.x(0)) + thread / 8 * 128 + ((chunk ^ (thread / 8 % 8)) * 16);
   Ring<Shape::kStages> ring;
   Ring<Shape::kStages> landed;
   int32_t in_flight = 0;
-  const auto announce = [&] {
-    fence_async_shared();
+  const auto announce_oldest = [&] {
+    cp_async_wait_oldest(in_flight--);
     __syncwarp();
     if (thread % 32 == 0) mbarrier_arrive(&shared.full[landed.stage]);
     landed.advance();
@@ -424,53 +426,31 @@ __device__ __forceinline__ void produce_gathered(const Parameters& p,
   Items<Shape, kRowsKind> items(p, 0);
   Item item;
   while (items.take(item)) {
-    int32_t token[kRowsEach];
+    const uint8_t* from[kRowsEach];
 #pragma unroll
-    for (int j = 0; j < kRowsEach; ++j) {
-      const int32_t row = thread / 8 + 16 * j;
-      token[j] = row < item.rows ? x_row<kRowsKind>(p, item, row) : -1;
-    }
-    const uint8_t* x = p.x + chunk * 16;
-    const float* x_scale = p.x_scale + x_row<kRowsKind>(p, item, thread);
-    const float* w_scale = W::row(p, item, min(thread, W::kCount - 1));
-    float ahead[kAhead];
-#pragma unroll
-    for (int j = 0; j < kAhead; ++j)
-      ahead[j] = load_past_l1(x_scale + min(j, p.k_blocks - 1) * p.x_scale_stride);
+    for (int i = 0; i < kRowsEach; ++i)
+      from[i] = p.x + x_row<kRowsKind>(p, item, thread / 8 + 8 * i) * p.x_cols + chunk * 16;
 #pragma unroll 1
-    for (int32_t begin = 0; begin < p.k_blocks; begin += kAhead) {
+    for (int32_t begin = 0; begin < p.k_blocks; begin += kUnroll) {
 #pragma unroll
-      for (int j = 0; j < kAhead; ++j) {
-        const int32_t k = begin + j;
-        if (k >= p.k_blocks) break;
-        mbarrier_wait(&shared.empty[ring.stage], ring.phase ^ 1);
-        uint64_t* full = &shared.full[ring.stage];
-        if (thread == 0) {
-          mbarrier_arrive_expect(full, w_bytes<Shape>(p, item));
-          load_w<Shape>(p, item, k, shared.w(ring.stage), full, 0);
-        }
-        const uint32_t to = smem_address(shared.x(ring.stage)) + offset;
+      for (int j = 0; j < kUnroll; ++j) {
+        if (begin + j >= p.k_blocks) break;
+        uint64_t* empty = &shared.empty[ring.stage];
+        while (in_flight > 0 && !__all_sync(~0U, mbarrier_test(empty, ring.phase ^ 1)))
+          announce_oldest();
+        mbarrier_wait(empty, ring.phase ^ 1);
+        const uint32_t row = to + ring.stage * Shape::kStageBytes;
 #pragma unroll
-        for (int i = 0; i < kRowsEach; ++i) {
-          if (token[i] >= 0) cp_async_16(to + i * 2048, x + token[i] * p.x_cols + k * 128);
-        }
-        float* scales = shared.scales(ring.stage);
-        if (thread < W::kCount) cp_async_4(scales + Shape::kRows + thread, w_scale + k);
+        for (int i = 0; i < kRowsEach; ++i) cp_async_16(row + i * 1024, from[i] + j * 128);
         cp_async_commit();
-        if (thread < Shape::kRows) scales[thread] = ahead[j];
-        ahead[j] = load_past_l1(x_scale + min(k + kAhead, p.k_blocks - 1) * p.x_scale_stride);
-        if (in_flight == kLag) {
-          cp_async_wait<kLag>();
-          announce();
-        } else {
-          ++in_flight;
-        }
+        if (++in_flight == kMostInFlight) announce_oldest();
         ring.advance();
       }
+#pragma unroll
+      for (int i = 0; i < kRowsEach; ++i) from[i] += kUnroll * 128;
     }
   }
-  cp_async_wait<0>();
-  for (; in_flight > 0; --in_flight) announce();
+  while (in_flight > 0) announce_oldest();
 }
 
 // ---- compute -----------------------------------------------------------------------------------
@@ -561,7 +541,7 @@ __device__ __forceinline__ void start(float (&part)[kCols / 2], uint32_t a, uint
 
 // sum += the item's product; d[4 j + 2 h + c] as wgmma.cuh says. The next step's product starts
 // before the last one's is promoted, so that the tensor cores do not wait for the promotion.
-template <class Shape, bool kGateUp>
+template <class Shape, bool kGathers, bool kGateUp>
 __device__ __forceinline__ void multiply(const Parameters& p,
                                          const Place<Shape>& place,
                                          const Shared<Shape>& shared,
@@ -585,6 +565,8 @@ __device__ __forceinline__ void multiply(const Parameters& p,
   };
   const auto begin = [&](Product& product, float(&part)[kCols / 2]) {
     mbarrier_wait(&shared.full[ring.stage], ring.phase);
+    // cp.async writes through another proxy than wgmma reads.
+    if constexpr (kGathers) fence_async_shared();
     product.stage = ring.stage;
     const uint32_t at = ring.stage * (Shape::kStageBytes / 16);
     start<kCols>(part, a + at, b + at);
@@ -888,7 +870,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   const int32_t rank = Shape::kBlocks > 1 ? cluster_rank() : 0;
   if (threadIdx.x == 0) {
     for (int s = 0; s < Shape::kStages; ++s) {
-      mbarrier_init(&shared.full[s], kGathers ? 5 : 33);
+      mbarrier_init(&shared.full[s], kGathers ? 35 : 33);
       mbarrier_init(&shared.empty[s], Shape::kConsumers / Shape::kKGroups * 4 * Shape::kCluster);
     }
     for (int i = 0; i < 2; ++i) mbarrier_init(&shared.peaks[i], 1);
@@ -906,12 +888,12 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   if (threadIdx.x >= kConsumerThreads) {
     registers_lower<kGathers ? 56 : 40>();
     const int32_t thread = threadIdx.x - kConsumerThreads;
-    if constexpr (kGathers) {
-      produce_gathered<Shape, kRowsKind, kGateUp>(p, shared, thread);
-    } else if (thread == 0) {
+    if (thread == 0) {
       produce_tiles<Shape, kRowsKind>(p, maps, shared, rank);
     } else if (thread / 32 == 1) {
       produce_scales<Shape, kRowsKind, kGateUp>(p, shared, rank, thread % 32);
+    } else if (kGathers && thread >= 64) {
+      produce_gathered<Shape, kRowsKind>(p, shared, thread - 64);
     }
     __syncwarp();
   } else {
@@ -924,7 +906,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     Item item;
     while (items.take(item)) {
       float sum[Shape::kGroupCols / 2] = {};
-      multiply<Shape, kGateUp>(p, place, shared, ring, sum);
+      multiply<Shape, kGathers, kGateUp>(p, place, shared, ring, sum);
       if constexpr (Shape::kKGroups == 2) {
         join_k_groups<Shape>(place, shared, sum);
         if (place.k_group == 1) continue;
