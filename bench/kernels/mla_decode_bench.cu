@@ -20,7 +20,33 @@ struct Shape {
   int context;
   int queries;
   double best;  // public kernels, us: two W products of 3.2 and the decode kernel
+  bool fp8_cache = false;
 };
+
+// An e4m3 cache of `blocks` blocks of 64 tokens: random codes below 0.7 under scales of 1 / 512,
+// random rope.
+std::unique_ptr<DeviceArray<uint16_t>> random_fp8_cache(size_t blocks) {
+  constexpr size_t kTokens = 64;
+  std::vector<uint8_t> block = test::random_f8(kTokens * 512, 1);
+  const auto rope = test::to_bf16(test::random_floats(kTokens * 64, 2, 0.7F));
+  const std::vector<float> scales(kTokens * 4, 1.0F / 512);
+  const auto append = [&](const auto& values) {
+    const auto* bytes = reinterpret_cast<const uint8_t*>(values.data());
+    block.insert(block.end(), bytes, bytes + values.size() * sizeof(values[0]));
+  };
+  append(rope);
+  append(scales);
+  auto array = std::make_unique<DeviceArray<uint16_t>>(blocks * block.size() / 2);
+  auto* to = reinterpret_cast<uint8_t*>(array->data());
+  R1D_MUST(cudaMemcpy(to, block.data(), block.size(), cudaMemcpyHostToDevice));
+  for (size_t done = 1; done < blocks; done *= 2) {
+    R1D_MUST(cudaMemcpy(to + done * block.size(),
+                        to,
+                        std::min(done, blocks - done) * block.size(),
+                        cudaMemcpyDeviceToDevice));
+  }
+  return array;
+}
 
 // Device memory filled with repetitions of random bf16 values.
 std::unique_ptr<DeviceArray<uint16_t>> random_array(size_t count, float scale) {
@@ -40,13 +66,16 @@ void measure(const Shape& s) {
   constexpr int kRow = 576;
   const int tokens = s.sequences * s.queries;
   const int blocks = (s.context + 63) / 64 * s.sequences;
-  const double cache_bytes = 1152.0 * s.sequences * s.context;
+  const int token_bytes = s.fp8_cache ? 656 : 2 * kRow;
+  const double cache_bytes = 1.0 * token_bytes * s.sequences * s.context;
   const double weight_bytes = 2.0 * s.heads * 128 * 512 * 2;
   const double bytes =
       cache_bytes + weight_bytes + 2.0 * tokens * s.heads * (192 + 2 * 576 + 2 * 512 + 128);
   const int layers = std::max(1, static_cast<int>(std::ceil(120e6 / bytes)));
   const int calls = std::max(layers, 8);
-  auto cache = random_array(static_cast<size_t>(layers) * blocks * 64 * kRow, 0.7F);
+  const size_t all_blocks = static_cast<size_t>(layers) * blocks;
+  auto cache =
+      s.fp8_cache ? random_fp8_cache(all_blocks) : random_array(all_blocks * 64 * kRow, 0.7F);
   auto absorbed = random_array(mla_absorbed_bytes(s.heads) / 2 * layers, 0.05F);
   auto q = random_array(static_cast<size_t>(tokens) * s.heads * 192, 1);
   DeviceArray<float> table(test::random_floats(static_cast<size_t>(tokens) * 64, 3));
@@ -64,7 +93,12 @@ void measure(const Shape& s) {
   DeviceArray<int32_t> d_begin(begin), d_len(len), d_context(context), d_first(first), d_ids(ids);
   const StepSequences sequences{
       d_begin.data(), d_len.data(), d_context.data(), d_first.data(), d_ids.data(), s.sequences};
-  std::printf("h%-3d b%-3d q%d kv%-6d", s.heads, s.sequences, s.queries, s.context);
+  std::printf("h%-3d b%-3d q%d kv%-6d %s",
+              s.heads,
+              s.sequences,
+              s.queries,
+              s.context,
+              s.fp8_cache ? "fp8 " : "bf16");
   double chain = 0;
   for (const bool deterministic : {false, true}) {
     const MlaShape shape{.heads = s.heads,
@@ -83,7 +117,10 @@ void measure(const Shape& s) {
     };
     const auto layer_cache = [&](int i) {
       return LatentCache{
-          cache->data() + static_cast<size_t>(i % layers) * blocks * 64 * kRow, 64, kRow};
+          cache->data() + static_cast<size_t>(i % layers) * blocks * 64 * token_bytes / 2,
+          64,
+          kRow,
+          s.fp8_cache ? DType::kF8E4M3 : DType::kBF16};
     };
     const MlaStep step{.shape = shape,
                        .sequences = sequences,
@@ -160,23 +197,14 @@ void measure(const Shape& s) {
 // Arguments: the first shape and how many (all).
 int main(int argc, char** argv) {
   const r1d::kernels::Shape shapes[] = {
-      {16, 1, 1024, 1, 17.4},
-      {16, 1, 4096, 1, 22.4},
-      {16, 1, 16384, 1, 29.1},
-      {16, 16, 1024, 1, 23.3},
-      {16, 16, 4096, 1, 36.7},
-      {16, 64, 1024, 1, 39.8},
-      {16, 64, 4096, 1, 87.7},
-      {16, 128, 1024, 1, 49.3},
-      {16, 256, 2048, 1, 0},
-      {16, 1, 4096, 2, 0},
-      {16, 16, 4096, 2, 0},
-      {16, 1, 4096, 4, 0},
-      {16, 16, 4096, 4, 0},
-      {16, 64, 4096, 4, 0},
-      {128, 1, 4096, 1, 0},
-      {128, 16, 4096, 1, 0},
-      {128, 64, 4096, 1, 0},
+      {16, 1, 1024, 1, 17.4},     {16, 1, 4096, 1, 22.4},     {16, 1, 16384, 1, 29.1},
+      {16, 16, 1024, 1, 23.3},    {16, 16, 4096, 1, 36.7},    {16, 64, 1024, 1, 39.8},
+      {16, 64, 4096, 1, 87.7},    {16, 128, 1024, 1, 49.3},   {16, 256, 2048, 1, 0},
+      {16, 1, 4096, 2, 0},        {16, 16, 4096, 2, 0},       {16, 1, 4096, 4, 0},
+      {16, 16, 4096, 4, 0},       {16, 64, 4096, 4, 0},       {128, 1, 4096, 1, 0},
+      {128, 16, 4096, 1, 0},      {128, 64, 4096, 1, 0},      {16, 1, 4096, 1, 0, true},
+      {16, 16, 4096, 1, 0, true}, {16, 64, 4096, 1, 0, true}, {16, 256, 2048, 1, 0, true},
+      {16, 16, 4096, 2, 0, true}, {16, 64, 4096, 4, 0, true}, {128, 16, 4096, 1, 0, true},
   };
   const int total = static_cast<int>(std::size(shapes));
   const int first = argc > 1 ? std::atoi(argv[1]) : 0;

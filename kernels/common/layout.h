@@ -7,6 +7,8 @@
 
 #include <cuda_bf16.h>
 
+#include "r1d/ops/latent_format.h"
+
 namespace r1d::kernels {
 
 // e4m3 rows with one scale per 128 columns: x(t, k) = data[t * cols + k] * scale[(k / 128) *
@@ -46,13 +48,13 @@ struct TiledGateUp {
   int64_t cols = 0;
 };
 
-// One layer's latent cache; a row is c (latent values, normed) | k_pe (rope values, rotated),
-// `width` values.
+// One layer's latent cache; a token is c (latent values, normed) | k_pe (rope values, rotated),
+// `width` values, stored as ops::LatentFormat says.
 struct LatentCache {
-  void* data =
-      nullptr;  // [num_blocks, block_size, width]; bf16 or e4m3 (see mla_decode for its scales)
+  void* data = nullptr;  // num_blocks blocks of block_size tokens
   int32_t block_size = 0;
   int32_t width = 0;
+  DType dtype = DType::kBF16;
 };
 
 // A step's sequences on the device. Sequence s owns query tokens [query_begin[s], query_begin[s] +

@@ -55,6 +55,7 @@ __device__ __forceinline__ void wgmma_fence_registers(float (&d)[kCount]) {
 // Wgmma<N>::e4m3(d, a, b, accumulate): A and B in shared memory, K = 32.
 // Wgmma<N>::bf16<a_mn_major, b_mn_major>(d, a, b, accumulate): A and B in shared memory, K = 16.
 // Wgmma<N>::bf16_rs<b_mn_major>(d, a_registers, b, accumulate): A in registers.
+// Wgmma<N>::f16_rs<b_mn_major>(...): the same in f16, for N = 16 and 32.
 // `accumulate` false: D = A B.
 template <int N>
 struct Wgmma;
@@ -150,6 +151,26 @@ struct Wgmma<16> {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %13, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7"
+        "}, {%8, %9, %10, %11}, %12, p, 1, 1, %14;\n}"
+        : "+f"(d[0]),
+          "+f"(d[1]),
+          "+f"(d[2]),
+          "+f"(d[3]),
+          "+f"(d[4]),
+          "+f"(d[5]),
+          "+f"(d[6]),
+          "+f"(d[7])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(kBMn));
+  }
+  template <int kBMn>
+  __device__ static __forceinline__ void f16_rs(float (&d)[8],
+                                                const uint32_t (&a)[4],
+                                                uint64_t b,
+                                                int accumulate) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %13, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 {"
         "%0, %1, %2, %3, %4, %5, %6, %7"
         "}, {%8, %9, %10, %11}, %12, p, 1, 1, %14;\n}"
         : "+f"(d[0]),
@@ -304,6 +325,34 @@ struct Wgmma<32> {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+        "}, {%16, %17, %18, %19}, %20, p, 1, 1, %22;\n}"
+        : "+f"(d[0]),
+          "+f"(d[1]),
+          "+f"(d[2]),
+          "+f"(d[3]),
+          "+f"(d[4]),
+          "+f"(d[5]),
+          "+f"(d[6]),
+          "+f"(d[7]),
+          "+f"(d[8]),
+          "+f"(d[9]),
+          "+f"(d[10]),
+          "+f"(d[11]),
+          "+f"(d[12]),
+          "+f"(d[13]),
+          "+f"(d[14]),
+          "+f"(d[15])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(kBMn));
+  }
+  template <int kBMn>
+  __device__ static __forceinline__ void f16_rs(float (&d)[16],
+                                                const uint32_t (&a)[4],
+                                                uint64_t b,
+                                                int accumulate) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
         "}, {%16, %17, %18, %19}, %20, p, 1, 1, %22;\n}"
         : "+f"(d[0]),

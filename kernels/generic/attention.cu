@@ -2,8 +2,8 @@
 // Problem   o[t, h, :R] = sum over keys s <= position(t) of softmax(q[t, h] . key[s] * scale) *
 //           key[s, :R], keys from the paged latent cache: MLA's absorbed form, in which all heads
 //           share the keys.
-// Layout    q [T, H, R + rope] f32; cache pages [blocks, block_size, width] bf16 or f32;
-//           o [T, H, R] f32.
+// Layout    q [T, H, R + rope] f32; cache pages [blocks, block_size, width] bf16 or f32, or e4m3 as
+//           ops::LatentFormat has it; o [T, H, R] f32.
 // Bound     2 H (2 R + rope) flop per query and key on the f32 units: exact rather than fast.
 // Launch    A CTA of 256 threads per 16 rows, a row being a (query token, head) pair of one
 //           sequence; keys pass 16 at a time through shared memory (R + rope = 576: 92 KB in all,
@@ -75,6 +75,42 @@ __device__ RowTile find_tile(const StepSequences& sequences, int32_t heads, int3
   }
   return {-1, 0};
 }
+
+// A token of an e4m3 cache, four columns at a time: no group, and no boundary of latent and rope,
+// cuts those; R + rope may.
+struct Fp8Token {
+  ops::LatentFormat format;
+  int64_t block_size;
+  int64_t token;
+  const uint8_t* block;
+
+  __device__ Fp8Token(const Attend& p, int64_t slot)
+      : format{.dtype = DType::kF8E4M3, .latent = p.dims.latent, .rope = p.dims.rope},
+        block_size(p.cache.block_size),
+        token(slot % block_size),
+        block(static_cast<const uint8_t*>(p.cache.data) +
+              slot / block_size * block_size * format.bytes_per_token()) {}
+
+  __device__ float4 load4(int32_t column) const {
+    if (column >= format.latent) {
+      const auto* pairs =
+          reinterpret_cast<const uint32_t*>(block + format.rope_offset(block_size, token)) +
+          (column - format.latent) / 2;
+      const float2 low = unpack_bf16(pairs[0]);
+      const bool whole = column + 2 < format.latent + format.rope;
+      const float2 high = whole ? unpack_bf16(pairs[1]) : float2{};
+      return {low.x, low.y, high.x, high.y};
+    }
+    const int64_t group = column / format.kGroup;
+    const uint32_t codes = *reinterpret_cast<const uint32_t*>(
+        block + format.codes_offset(block_size, group, token) + column % format.kGroup);
+    const float scale =
+        reinterpret_cast<const float*>(block + format.scales_offset(block_size, token))[group];
+    const float2 low = widen_e4m3(codes);
+    const float2 high = widen_e4m3(codes >> 16);
+    return {low.x * scale, low.y * scale, high.x * scale, high.y * scale};
+  }
+};
 
 // A row's softmax state over some keys: the maximum score (base 2), the sum of 2^(score - max), and
 // elsewhere the same sum of values. Merging the states of two key ranges multiplies each side's
@@ -186,13 +222,19 @@ __global__ void __launch_bounds__(kThreads, kPasses == 1 ? 2 : 1)
                         key % p.cache.block_size
                   : 0;
         const int64_t from = slot * p.cache.width;
-        if (vector) {
+        if (p.cache.dtype == DType::kF8E4M3) {
+          const Fp8Token token(p, slot);
+          for (int32_t column = thread % kTile * 4; column < stride - 4; column += kTile * 4) {
+            const bool has = valid && column < width;
+            *reinterpret_cast<float4*>(to + column) = has ? token.load4(column) : float4{};
+          }
+        } else if (vector) {
 #pragma unroll 2
           for (int32_t column = thread % kTile * 8; column < stride - 4; column += kTile * 8) {
             float4 low{};
             float4 high{};
             if (valid && column < width) {
-              if (p.cache_dtype == DType::kBF16) {
+              if (p.cache.dtype == DType::kBF16) {
                 const uint4 bits = *reinterpret_cast<const uint4*>(
                     static_cast<const __nv_bfloat16*>(p.cache.data) + from + column);
                 const float2 a = unpack_bf16(bits.x);
@@ -216,7 +258,7 @@ __global__ void __launch_bounds__(kThreads, kPasses == 1 ? 2 : 1)
           for (int32_t column = thread % kTile; column < stride - 4; column += kTile) {
             float value = 0;
             if (valid && column < width) {
-              value = p.cache_dtype == DType::kBF16
+              value = p.cache.dtype == DType::kBF16
                           ? __bfloat162float(
                                 static_cast<const __nv_bfloat16*>(p.cache.data)[from + column])
                           : static_cast<const float*>(p.cache.data)[from + column];
@@ -355,6 +397,13 @@ bool valid(const AttentionDims& dims) {
          dims.rope % 2 == 0 && dims.v >= 0;
 }
 
+// An e4m3 cache's layout follows from the sizes.
+bool servable(const LatentCache& cache, const AttentionDims& dims) {
+  const ops::LatentFormat format{.dtype = cache.dtype, .latent = dims.latent, .rope = dims.rope};
+  return cache.dtype != DType::kF8E4M3 ||
+         (format.valid() && cache.width == dims.latent + dims.rope);
+}
+
 int64_t num_chunks_of(int64_t context_len) {
   return (context_len + kChunk - 1) / kChunk;
 }
@@ -420,8 +469,8 @@ cudaError_t attend(const Attend& problem, const Launch& launch) {
   const bool split = problem.workspace != nullptr;
   const int64_t num_chunks = split ? num_chunks_of(problem.max_context_len) : 1;
   if (!valid(d) || d.latent > 2 * kPassColumns || problem.cache.width < width ||
-      problem.cache.block_size < 1 || problem.cache_dtype == DType::kF8E4M3 ||
-      problem.num_tokens < 0 || num_chunks < 0 || num_chunks > 65535) {
+      problem.cache.block_size < 1 || !servable(problem.cache, d) || problem.num_tokens < 0 ||
+      num_chunks < 0 || num_chunks > 65535) {
     return cudaErrorInvalidValue;
   }
   if (problem.num_tokens == 0 || d.heads == 0 || d.latent == 0 ||

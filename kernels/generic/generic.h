@@ -147,10 +147,9 @@ cudaError_t absorb(const Absorb& problem, const Launch& launch);
 // position 0. Tokens of a padding sequence (context_len 0) give zeros; tokens of no sequence are
 // not written.
 struct Attend {
-  AttentionDims dims;                // latent <= 1024; nope and v are not read
-  const float* q_latent = nullptr;   // [T, H, R + rope], dense
-  LatentCache cache;                 // width >= R + rope
-  DType cache_dtype = DType::kBF16;  // bf16 or f32
+  AttentionDims dims;               // latent <= 1024; nope and v are not read
+  const float* q_latent = nullptr;  // [T, H, R + rope], dense
+  LatentCache cache;                // width >= R + rope; of an e4m3 cache: R + rope
   StepSequences sequences;
   float softmax_scale = 1;
   float* o_latent = nullptr;  // [T, H, R], dense

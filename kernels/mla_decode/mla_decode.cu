@@ -17,28 +17,11 @@
 //           same slices the other way round. No row is padding at 16 heads.
 #include "kernels/common/tensor_map.h"
 #include "kernels/common/wgmma.cuh"
-#include "kernels/mla_decode/plan.cuh"
+#include "kernels/mla_decode/decode.cuh"
 
 namespace r1d::kernels {
 namespace mla {
 namespace {
-
-constexpr int kSliceCols = 64;                       // one 128-byte swizzle row
-constexpr int kSliceBytes = kPage * kSliceCols * 2;  // 8 KB
-constexpr int kSlices = kRow / kSliceCols;           // of a page: rope first, then 8 of latent
-constexpr int kGroupWarps = 4;
-constexpr int kGroupThreads = 128;
-constexpr int kMathThreads = 2 * kGroupThreads;
-// From 32 columns on the math groups need more registers than 320 threads could have each: there
-// the loaders are a whole warpgroup, which gives its own away.
-constexpr bool moves_registers(int columns) {
-  return columns >= 32;
-}
-constexpr int threads_of(int columns) {
-  return kMathThreads + (moves_registers(columns) ? kGroupThreads : 64);
-}
-constexpr int kBarrierAll = 1;    // named barriers
-constexpr int kBarrierGroup = 2;  // and 3
 
 // Shared memory of a block for `kColumns` (query token, head) columns.
 template <int kColumns, bool kTurns>
@@ -58,73 +41,7 @@ struct Shared {
   uint64_t queries_empty;
 };
 
-struct Arguments {
-  PlanView plan;
-  const int32_t* block_ids;
-  int32_t num_sequences;
-  int32_t groups;
-  int32_t heads;
-  int32_t block_size;
-  WorkspaceView out;
-};
-
 #ifdef R1D_SM90
-
-// A place in the ring of slots; `parity` is that of the slot's current round.
-template <int kSlots>
-struct RingPlace {
-  int slot = 0;
-  uint32_t parity = 0;
-  __device__ __forceinline__ explicit RingPlace(int position)
-      : slot(position % kSlots), parity(position / kSlots % 2) {}
-  __device__ __forceinline__ RingPlace(int slot, uint32_t parity) : slot(slot), parity(parity) {}
-  __device__ __forceinline__ RingPlace operator+(int steps) const {
-    const bool wraps = slot + steps >= kSlots;
-    return {wraps ? slot + steps - kSlots : slot + steps, wraps ? parity ^ 1 : parity};
-  }
-};
-
-__device__ __forceinline__ float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return reinterpret_cast<const uint32_t&>(pair);
-}
-// Stores two 8x8 matrices transposed; lanes 0..15 give the row addresses.
-__device__ __forceinline__ void stmatrix_x2_trans(uint32_t address, uint32_t r0, uint32_t r1) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(address),
-               "r"(r0),
-               "r"(r1)
-               : "memory");
-}
-// The cache passes through L2 once.
-__device__ __forceinline__ void tensor_load_2d_hint(
-    void* to, const void* map, int32_t x, int32_t y, uint64_t* barrier, uint64_t policy) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-      ".L2::cache_hint "
-      "[%0], [%1, {%3, %4}], [%2], %5;" ::"r"(smem_address(to)),
-      "l"(map),
-      "r"(smem_address(barrier)),
-      "r"(x),
-      "r"(y),
-      "l"(policy)
-      : "memory");
-}
-// Over the eight lanes that share a column.
-__device__ __forceinline__ float column_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(~0U, x, 4));
-  x = fmaxf(x, __shfl_xor_sync(~0U, x, 8));
-  return fmaxf(x, __shfl_xor_sync(~0U, x, 16));
-}
-__device__ __forceinline__ float column_sum(float x) {
-  x += __shfl_xor_sync(~0U, x, 4);
-  x += __shfl_xor_sync(~0U, x, 8);
-  return x + __shfl_xor_sync(~0U, x, 16);
-}
 
 // ---- load --------------------------------------------------------------------------------------
 
@@ -191,26 +108,6 @@ __device__ void load_cache(Shared<kColumns, kTurns>& shared,
       }
       place = place + kSlices;
       __syncwarp();
-    }
-  }
-}
-
-// One thread: the queries of each item.
-template <int kColumns, bool kTurns, bool kDeterministic>
-__device__ void load_queries(Shared<kColumns, kTurns>& shared,
-                             const CUtensorMap& query_map,
-                             const Arguments& args,
-                             Walk<kDeterministic> walk,
-                             int group) {
-  uint32_t parity = 1;
-  while (walk.next()) {
-    const int row = walk.sequence.query_begin * args.heads + group * kColumns;
-    mbarrier_wait(&shared.queries_empty, parity);
-    parity ^= 1;
-    mbarrier_arrive_expect(&shared.queries_full, sizeof(shared.queries));
-    for (int k = 0; k < kSlices; ++k) {
-      const int column = k == 0 ? kLatent : (k - 1) * kSliceCols;
-      tensor_load_2d(shared.queries[k], &query_map, column, row, &shared.queries_full);
     }
   }
 }
@@ -622,7 +519,7 @@ __global__ void __launch_bounds__(threads_of(kColumns), 1)
     load_cache<kColumns, kTurns, kDeterministic>(shared, cache_map, args, walk);
   } else if (threadIdx.x == kMathThreads + 32) {
     grid_dependency_wait();
-    load_queries<kColumns, kTurns, kDeterministic>(shared, query_map, args, walk, group);
+    load_queries<kColumns>(shared, query_map, args, walk, group);
   }
 #endif
 }
@@ -675,8 +572,8 @@ cudaError_t mla_decode(const void* q_latent,
                        const Launch& launch) {
   if (shape.num_tokens == 0 || shape.num_sequences == 0) return cudaSuccess;
   const MlaDims dims{.heads = shape.heads, .block_size = cache.block_size};
-  if (!mla_decode_serves(dims) || cache.width != mla::kRow || shape.max_query_len < 1 ||
-      shape.max_query_len > mla::kMaxQuery) {
+  if (!mla_decode_serves(dims) || cache.width != mla::kRow || cache.dtype == DType::kF32 ||
+      shape.max_query_len < 1 || shape.max_query_len > mla::kMaxQuery) {
     return cudaErrorInvalidValue;
   }
   const mla::Tiling tiling = mla::tiling(shape);
@@ -688,6 +585,16 @@ cudaError_t mla_decode(const void* q_latent,
                                  .box_cols = mla::kSliceCols},
                                 &query_map);
   if (error != cudaSuccess) return error;
+  const mla::Arguments args{.plan = mla::plan_view(plan, shape),
+                            .block_ids = sequences.block_ids,
+                            .num_sequences = shape.num_sequences,
+                            .groups = tiling.groups,
+                            .heads = shape.heads,
+                            .block_size = cache.block_size,
+                            .out = mla::workspace_view(workspace, shape)};
+  if (cache.dtype == DType::kF8E4M3) {
+    return mla::decode_fp8(query_map, cache, num_blocks, args, shape, launch);
+  }
   CUtensorMap cache_map;
   error = encode_2d({.data = cache.data,
                      .rows = num_blocks * cache.block_size,
@@ -696,13 +603,6 @@ cudaError_t mla_decode(const void* q_latent,
                      .box_cols = mla::kSliceCols},
                     &cache_map);
   if (error != cudaSuccess) return error;
-  const mla::Arguments args{.plan = mla::plan_view(plan, shape),
-                            .block_ids = sequences.block_ids,
-                            .num_sequences = shape.num_sequences,
-                            .groups = tiling.groups,
-                            .heads = shape.heads,
-                            .block_size = cache.block_size,
-                            .out = mla::workspace_view(workspace, shape)};
   switch (tiling.columns) {
     case 16:
       return mla::takes_turns(shape)

@@ -64,8 +64,8 @@ std::vector<MlaPrefillTile> plan_mla_prefill(const PrefillSequence* sequences, i
 // Copies the latents of every sequence's positions position_begin .. position_begin + num_positions
 // - 1 from the paged cache to packed key rows.
 struct GatherLatents {
-  LatentCache cache;                           // bf16, width 576: c 512 | k_pe 64; 16-byte aligned
-  const int32_t* block_ids = nullptr;          // device
+  LatentCache cache;                   // bf16 or e4m3, width 576: c 512 | k_pe 64; 16-byte aligned
+  const int32_t* block_ids = nullptr;  // device
   const PrefillSequence* sequences = nullptr;  // device [num_sequences], key_begin ascending
   int32_t num_sequences = 0;
   int64_t num_keys =
@@ -74,7 +74,8 @@ struct GatherLatents {
 };
 // c bf16 [S, 512], 16-byte aligned.
 cudaError_t gather_latents(const GatherLatents& gather, __nv_bfloat16* c, const Launch& launch);
-// c quantised per row and 128 columns (cols 512), for an FP8 kv_b.
+// c quantised per row and 128 columns (cols 512), for an FP8 kv_b. An e4m3 cache's codes and scales
+// come as they are: nothing is rounded again. In bf16 they are exact too.
 cudaError_t gather_latents(const GatherLatents& gather,
                            const QuantizedRows& c,
                            const Launch& launch);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Problem   gather_latents: the step's latents from cache pages to packed rows, c in bf16 or
 //           quantised by 1 x 128, k_pe in bf16. rotate_queries: q's 64 rope values, in place.
-// Layout    cache [num_blocks, block_size, 576] bf16; c [S, 512], k_pe [S, 64]; q [T, H, 192];
-//           cos_sin [T, 64] f32.
+// Layout    cache [num_blocks, block_size, 576] bf16, or e4m3 as ops::LatentFormat has it; c
+//           [S, 512], k_pe [S, 64]; q [T, H, 192]; cos_sin [T, 64] f32.
 // Bound     bytes. gather: 1152 read and 1152 (bf16) or 656 (e4m3) written a row: 4.4 or 3.4 us for
 //           8192 rows at 4.3 TB/s. rotate: 128 read and written a head: 33.6 MB and the angles for
 //           8192 tokens of 16 heads, 8.3 us (less where q is still in L2).
@@ -12,6 +12,7 @@
 // Numerics  scale = largest magnitude of 128 / 448, the quotient rounded as IEEE division, then to
 //           nearest even; rotation in f32, rounded once.
 // Source    DeepSeek-V3 report, section 3.3.2 (1x128 tiles); RoFormer, equation 34.
+#include <cuda_fp16.h>
 #include <cuda_fp8.h>
 
 #include "kernels/common/ptx.cuh"
@@ -95,6 +96,48 @@ __device__ __forceinline__ uint2 quantise(uint4 bits, float* scale) {
   return make_uint2(pairs[0] | pairs[1] << 16, pairs[2] | pairs[3] << 16);
 }
 
+// A warp's row out of an e4m3 cache: a lane 16 codes, then 8 rope values or a scale.
+template <bool kQuantised>
+__device__ __forceinline__ void gather_codes(const GatherLatents& gather,
+                                             int64_t block,
+                                             int token,
+                                             int64_t row,
+                                             __nv_bfloat16* c,
+                                             const QuantizedRows& rows) {
+  const ops::LatentFormat format{
+      .dtype = DType::kF8E4M3, .latent = kMlaLatentDim, .rope = kMlaRopeDim};
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int size = gather.cache.block_size;
+  const auto* from =
+      static_cast<const uint8_t*>(gather.cache.data) + block * size * format.bytes_per_token();
+  const int group = lane / 8;
+  const uint4 codes =
+      reinterpret_cast<const uint4*>(from + format.codes_offset(size, group, token))[lane % 8];
+  const auto* scales = reinterpret_cast<const float*>(from + format.scales_offset(size, token));
+  const float scale = scales[kQuantised ? lane % 4 : group];
+  if (lane < kMlaRopeDim / kChunk) {
+    reinterpret_cast<uint4*>(gather.k_pe + row * kMlaRopeDim)[lane] =
+        reinterpret_cast<const uint4*>(from + format.rope_offset(size, token))[lane];
+  }
+  if constexpr (kQuantised) {
+    reinterpret_cast<uint4*>(rows.data + row * rows.cols)[lane] = codes;
+    if (lane < format.groups()) rows.scale[lane * rows.scale_stride + row] = scale;
+    return;
+  }
+  const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
+  uint32_t pairs[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const __half2_raw halves = __nv_cvt_fp8x2_to_halfraw2(
+        static_cast<__nv_fp8x2_storage_t>(words[i / 2] >> (16 * (i % 2))), __NV_E4M3);
+    const float2 values = __half22float2(__half2(halves));
+    pairs[i] = pack_bf16(values.x * scale, values.y * scale);
+  }
+  auto* to = reinterpret_cast<uint4*>(c + row * kMlaLatentDim) + 2 * lane;
+  to[0] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+  to[1] = make_uint4(pairs[4], pairs[5], pairs[6], pairs[7]);
+}
+
 // How many sequences begin at or before key row `row`.
 __device__ __forceinline__ int sequences_until(const GatherLatents& gather, int64_t row) {
   int low = 0;
@@ -112,7 +155,7 @@ __device__ __forceinline__ int sequences_until(const GatherLatents& gather, int6
 
 #endif  // R1D_SM90
 
-template <bool kQuantised>
+template <bool kQuantised, bool kFp8>
 __global__ void __launch_bounds__(kThreads)
     gather_latents_kernel(const GatherLatents gather, __nv_bfloat16* c, const QuantizedRows rows) {
 #ifdef R1D_SM90
@@ -129,6 +172,10 @@ __global__ void __launch_bounds__(kThreads)
   const int position = sequence.position_begin + static_cast<int>(in_sequence);
   const int block_size = gather.cache.block_size;
   const int64_t block = gather.block_ids[sequence.block_begin + position / block_size];
+  if constexpr (kFp8) {
+    gather_codes<kQuantised>(gather, block, position % block_size, row, c, rows);
+    return;
+  }
   const auto* from =
       reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(gather.cache.data) +
                                      (block * block_size + position % block_size) * kCacheWidth);
@@ -203,11 +250,12 @@ cudaError_t enqueue_gather(const GatherLatents& gather,
                            const Launch& launch) {
   if (gather.num_keys == 0 || gather.num_sequences == 0) return cudaSuccess;
   if (gather.num_keys < 0 || gather.num_sequences < 0 || gather.cache.width != kCacheWidth ||
-      gather.cache.block_size <= 0) {
+      gather.cache.block_size <= 0 || gather.cache.dtype == DType::kF32) {
     return cudaErrorInvalidValue;
   }
   const auto blocks = static_cast<unsigned>((gather.num_keys + kWarps - 1) / kWarps);
-  return enqueue(gather_latents_kernel<kQuantised>,
+  return enqueue(gather.cache.dtype == DType::kF8E4M3 ? gather_latents_kernel<kQuantised, true>
+                                                      : gather_latents_kernel<kQuantised, false>,
                  {.blocks = {blocks}, .threads = {kThreads}},
                  launch,
                  gather,

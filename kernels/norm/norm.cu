@@ -161,6 +161,61 @@ __global__ void __launch_bounds__(max_threads(kVectors), least_ctas(kVectors, kP
 
 // ---- MLA ---------------------------------------------------------------------------------------
 
+__device__ __forceinline__ ops::LatentFormat format_of(const MlaSplitNorm& a) {
+  return {.dtype = DType::kF8E4M3, .latent = a.latent, .rope = a.rope};
+}
+// An e4m3 cache's block that holds a slot.
+__device__ __forceinline__ uint8_t* block_of(const MlaSplitNorm& a, int64_t slot) {
+  const int64_t bytes = a.cache.block_size * format_of(a).bytes_per_token();
+  return static_cast<uint8_t*>(a.cache.data) + slot / a.cache.block_size * bytes;
+}
+template <bool kFp8>
+__device__ __forceinline__ __nv_bfloat16* rope_of(const MlaSplitNorm& a, int64_t slot) {
+  if constexpr (!kFp8) {
+    return static_cast<__nv_bfloat16*>(a.cache.data) + slot * a.cache.width + a.latent;
+  }
+  const int64_t token = slot % a.cache.block_size;
+  return reinterpret_cast<__nv_bfloat16*>(block_of(a, slot) +
+                                          format_of(a).rope_offset(a.cache.block_size, token));
+}
+
+// Vector `vector` of a latent. All lanes of a warp call it, `live` or not, for the group's maximum.
+template <bool kFp8>
+__device__ __forceinline__ void store_latent(
+    const MlaSplitNorm& a, int64_t slot, int vector, const float (&v)[kVector], bool live) {
+  if constexpr (!kFp8) {
+    if (!live) return;
+    auto* row = static_cast<__nv_bfloat16*>(a.cache.data) + slot * a.cache.width;
+    *reinterpret_cast<uint4*>(row + vector * kVector) = pack_bf16(v);
+    return;
+  }
+  float largest = 0;
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) largest = fmaxf(largest, fabsf(v[i]));
+  const float scale = ops::LatentFormat::scale_of(half_warp_max(largest));
+  if (!live) return;
+  const float inverse = ops::LatentFormat::inverse_of(scale);
+  uint32_t pairs[kVector / 2];
+#pragma unroll
+  for (int i = 0; i < kVector / 2; ++i) {
+    pairs[i] = __nv_cvt_float2_to_fp8x2(
+        {v[2 * i] * inverse, v[2 * i + 1] * inverse}, __NV_SATFINITE, __NV_E4M3);
+  }
+  const ops::LatentFormat format = format_of(a);
+  const int64_t token = slot % a.cache.block_size;
+  const int group = vector / kGroupLanes;
+  uint8_t* block = block_of(a, slot);
+  uint8_t* codes = block + format.codes_offset(a.cache.block_size, group, token) +
+                   vector % kGroupLanes * kVector;
+  // Small blocks of odd sizes are aligned to 4 bytes alone.
+  reinterpret_cast<uint32_t*>(codes)[0] = pairs[0] | pairs[1] << 16;
+  reinterpret_cast<uint32_t*>(codes)[1] = pairs[2] | pairs[3] << 16;
+  if (vector % kGroupLanes == 0) {
+    reinterpret_cast<float*>(block + format.scales_offset(a.cache.block_size, token))[group] =
+        scale;
+  }
+}
+
 __device__ __forceinline__ void rotate_pair(const MlaSplitNorm& a,
                                             const __nv_bfloat16* k_pe,
                                             int64_t token,
@@ -180,7 +235,7 @@ __device__ __forceinline__ void rotate_pair(const MlaSplitNorm& a,
 // Block (b, 0): the latent rows of tokens kTokens b ...; (b, 1): their low-rank queries. One vector
 // a thread and token; the last threads rotate. Several tokens a block keep more loads in flight
 // where there are many.
-template <int kTokens>
+template <int kTokens, bool kFp8>
 __global__ void __launch_bounds__(kMaxThreads) mla_split_norm_bf16(MlaSplitNorm a) {
   __shared__ float group_sums[kTokens][kMaxThreads / kGroupLanes];
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kTokens;
@@ -203,17 +258,12 @@ __global__ void __launch_bounds__(kMaxThreads) mla_split_norm_bf16(MlaSplitNorm 
     slot[t] = mine ? (query ? 0 : a.slots[first + t]) : -1;
   }
   dependents_launch();
-  auto* cache = static_cast<__nv_bfloat16*>(a.cache.data);
   if (!query) {
     for (int64_t pair = blockDim.x - 1 - threadIdx.x; pair < a.rope / 2; pair += blockDim.x) {
 #pragma unroll
       for (int t = 0; t < kTokens; ++t) {
         if (slot[t] < 0) continue;
-        rotate_pair(a,
-                    row + t * a.x_stride + a.latent,
-                    first + t,
-                    pair,
-                    cache + slot[t] * a.cache.width + a.latent);
+        rotate_pair(a, row + t * a.x_stride + a.latent, first + t, pair, rope_of<kFp8>(a, slot[t]));
       }
     }
   }
@@ -238,8 +288,8 @@ __global__ void __launch_bounds__(kMaxThreads) mla_split_norm_bf16(MlaSplitNorm 
     const bool stores = live && slot[t] >= 0;
     if (query) {
       store_normed(v, a.q, first + t, vector, stores);
-    } else if (stores) {
-      *reinterpret_cast<uint4*>(cache + slot[t] * a.cache.width + vector * kVector) = pack_bf16(v);
+    } else {
+      store_latent<kFp8>(a, slot[t], vector, v, stores);
     }
   }
 }
@@ -290,6 +340,35 @@ __global__ void __launch_bounds__(kScalarThreads)
   }
 }
 
+// A latent in e4m3, a warp a group; `value` gives its values.
+template <typename Value>
+__device__ void store_groups(const MlaSplitNorm& a, int64_t slot, const Value& value) {
+  const ops::LatentFormat format = format_of(a);
+  const int64_t token = slot % a.cache.block_size;
+  const auto lane = static_cast<int>(threadIdx.x) % 32;
+  uint8_t* block = block_of(a, slot);
+  auto* scales = reinterpret_cast<float*>(block + format.scales_offset(a.cache.block_size, token));
+  for (int64_t g = threadIdx.x / 32; g < format.groups(); g += kScalarThreads / 32) {
+    const int64_t width = format.group_width(g);
+    float largest = 0;
+    for (int64_t i = lane; i < width; i += 32) {
+      largest = fmaxf(largest, fabsf(value(g * format.kGroup + i)));
+    }
+    largest = half_warp_max(largest);
+    largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFU, largest, 16));
+    const float scale = ops::LatentFormat::scale_of(largest);
+    uint8_t* codes = block + format.codes_offset(a.cache.block_size, g, token);
+    for (int64_t i = lane; i < width; i += 32) {
+      codes[i] =
+          __nv_cvt_float_to_fp8(value(g * format.kGroup + i) * ops::LatentFormat::inverse_of(scale),
+                                __NV_SATFINITE,
+                                __NV_E4M3);
+    }
+    if (lane == 0) scales[g] = scale;
+  }
+}
+
+template <bool kFp8>
 __global__ void __launch_bounds__(kScalarThreads) mla_split_norm_scalar(MlaSplitNorm a) {
   const auto token = static_cast<int64_t>(blockIdx.x);
   const bool query = blockIdx.y == 1;
@@ -301,19 +380,24 @@ __global__ void __launch_bounds__(kScalarThreads) mla_split_norm_scalar(MlaSplit
   if (slot < 0) return;
   const __nv_bfloat16* row = a.x + token * a.x_stride + (query ? 0 : a.q_lora);
   auto* out = query ? a.q.bf16 + token * a.q.stride
-                    : static_cast<__nv_bfloat16*>(a.cache.data) + slot * a.cache.width;
+                    : static_cast<__nv_bfloat16*>(a.cache.data) + slot * a.cache.width;  // as bf16
   float square = 0;
   for (int64_t i = threadIdx.x; i < cols; i += kScalarThreads) {
     const float v = __bfloat162float(row[i]);
     square = fmaf(v, v, square);
   }
   const float factor = scalar_rsqrt(square, cols, a.eps);
-  for (int64_t i = threadIdx.x; i < cols; i += kScalarThreads) {
-    out[i] = __float2bfloat16_rn(__bfloat162float(row[i]) * (factor * weight[i]));
+  const auto normed = [&](int64_t i) { return __bfloat162float(row[i]) * (factor * weight[i]); };
+  if (kFp8 && !query) {
+    store_groups(a, slot, normed);
+  } else {
+    for (int64_t i = threadIdx.x; i < cols; i += kScalarThreads) {
+      out[i] = __float2bfloat16_rn(normed(i));
+    }
   }
   if (query) return;
   for (int64_t pair = threadIdx.x; pair < a.rope / 2; pair += kScalarThreads) {
-    rotate_pair(a, row + a.latent, token, pair, out + a.latent);
+    rotate_pair(a, row + a.latent, token, pair, rope_of<kFp8>(a, slot));
   }
 }
 
@@ -454,9 +538,18 @@ cudaError_t mla_split_norm(const MlaSplitNorm& arguments, const Launch& launch) 
                     aligned(a.q_weight) && takes_vectors(a.q) &&
                     longest <= int64_t{kVector} * kMaxThreads;
   if (query && !valid(a.q, a.q_lora, fast)) return cudaErrorInvalidValue;
+  const bool fp8 = a.cache.dtype == DType::kF8E4M3;
+  const ops::LatentFormat format{.dtype = a.cache.dtype, .latent = a.latent, .rope = a.rope};
+  if (a.cache.dtype == DType::kF32 || !format.valid() || (fp8 && a.cache.block_size <= 0)) {
+    return cudaErrorInvalidValue;
+  }
   const dim3 blocks(static_cast<unsigned>(a.tokens), query ? 2 : 1);
-  if (!fast)
-    return enqueue(mla_split_norm_scalar, {.blocks = blocks, .threads = kScalarThreads}, launch, a);
+  if (!fast) {
+    return enqueue(fp8 ? mla_split_norm_scalar<true> : mla_split_norm_scalar<false>,
+                   {.blocks = blocks, .threads = kScalarThreads},
+                   launch,
+                   a);
+  }
   // The last threads rotate while the first ones norm, up to a point.
   const int64_t latent_threads = a.latent / kVector + std::min<int64_t>(a.rope / 2, 64);
   const int64_t threads =
@@ -464,9 +557,15 @@ cudaError_t mla_split_norm(const MlaSplitNorm& arguments, const Launch& launch) 
   constexpr int kManyTokens = 512;
   constexpr int kTokens = 4;
   Grid grid{.blocks = blocks, .threads = static_cast<unsigned>(threads)};
-  if (a.tokens <= kManyTokens) return enqueue(mla_split_norm_bf16<1>, grid, launch, a);
+  if (a.tokens <= kManyTokens) {
+    return enqueue(
+        fp8 ? mla_split_norm_bf16<1, true> : mla_split_norm_bf16<1, false>, grid, launch, a);
+  }
   grid.blocks.x = static_cast<unsigned>((a.tokens + kTokens - 1) / kTokens);
-  return enqueue(mla_split_norm_bf16<kTokens>, grid, launch, a);
+  return enqueue(fp8 ? mla_split_norm_bf16<kTokens, true> : mla_split_norm_bf16<kTokens, false>,
+                 grid,
+                 launch,
+                 a);
 }
 
 }  // namespace r1d::kernels

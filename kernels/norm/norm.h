@@ -61,9 +61,10 @@ struct AddNorm {
 cudaError_t add_norm(const AddNorm& a, const Launch& launch);
 
 // x[t] = q_low (q_lora values) | latent | k_pe (rope values), the fused product's row. Writes
-// norm(q_low) to `q`, and norm(latent) | rotate(k_pe) as one bf16 row of the cache at slots[t]
-// (block * block_size + offset; -1: a padding token, no row is written). Pairs are (2 i, 2 i + 1)
-// when `interleave`, else (i, i + rope / 2); values stay where they were.
+// norm(q_low) to `q`, and norm(latent) | rotate(k_pe) in the cache's format at slots[t]
+// (block * block_size + offset; -1: a padding token, no row is written). An e4m3 cache takes the
+// norm's f32 value, not one rounded to bf16 first. Pairs are (2 i, 2 i + 1) when `interleave`, else
+// (i, i + rope / 2); values stay where they were.
 struct MlaSplitNorm {
   const __nv_bfloat16* x = nullptr;
   int64_t x_stride = 0;  // elements; 0: q_lora + latent + rope
@@ -77,7 +78,7 @@ struct MlaSplitNorm {
   const float* cos_sin = nullptr;  // [T, rope] of rope.h: rope / 2 cosines, then rope / 2 sines
   bool interleave = true;
   NormOutput q = {};
-  LatentCache cache = {};          // bf16, width == latent + rope
+  LatentCache cache = {};          // bf16 or e4m3, width == latent + rope
   const int64_t* slots = nullptr;  // [T], on the device
 };
 cudaError_t mla_split_norm(const MlaSplitNorm& a, const Launch& launch);

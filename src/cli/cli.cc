@@ -192,7 +192,7 @@ void add_golden(CLI::App& app, Action& action) {
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   command->add_option("--kv-cache-dtype", options->kv_cache_dtype, "Latent cache")
-      ->check(CLI::IsMember({"auto", "f32", "bf16"}))
+      ->check(CLI::IsMember({"auto", "f32", "bf16", "fp8"}))
       ->capture_default_str();
   command->add_option("--device", options->device, "Where the model runs")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))

@@ -122,7 +122,8 @@ SplitFloors floors_of(const WeightSource& weights, const PlanReport& report, Exp
       .config = weights.config(),
       .shard = *shard,
       .fp8_weights = report.fp8,
-      .cache_value_bytes = dtype_bytes(report.options.kv_cache_dtype)};
+      .cache_token_bytes =
+          engine::latent_format(weights.config(), report.options.kv_cache_dtype).bytes_per_token()};
   for (const int64_t batch : kPlanBatches) {
     floors.decode.push_back(engine::decode_floor(model, report.rates, batch, report.context));
   }
@@ -243,7 +244,7 @@ void add_plan(CLI::App& app, std::function<absl::Status()>& action) {
   command->add_option("--block-size", options->block_size, "Tokens of a KV block")
       ->check(CLI::Range(1, 1024));
   command->add_option("--kv-cache-dtype", options->kv_cache_dtype, "Latent cache")
-      ->check(CLI::IsMember({"auto", "f32", "bf16"}));
+      ->check(CLI::IsMember({"auto", "f32", "bf16", "fp8"}));
   command
       ->add_option("--kv-cache-memory",
                    options->kv_cache_bytes,

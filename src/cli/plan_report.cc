@@ -9,6 +9,7 @@
 #include "r1d/base/bytes.h"
 
 #include "cli/plan.h"
+#include "cli/setup.h"
 
 namespace r1d::cli {
 namespace {
@@ -96,7 +97,7 @@ void add_cache(const PlanReport& report, Page& page) {
   page.line("  a token",
             "{} bytes in {}",
             readable_count(cache.bytes_per_token),
-            report.options.kv_cache_dtype == DType::kBF16 ? "bf16" : "f32");
+            cache_dtype_name(report.options.kv_cache_dtype));
   page.line("  holds",
             "{} blocks of {}: {} tokens",
             readable_count(cache.num_blocks),

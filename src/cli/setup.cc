@@ -107,7 +107,20 @@ absl::StatusOr<ModelFiles> open_model(const config::Config& config) {
 
 DType cache_dtype(const std::string& name, engine::Device device) {
   if (name == "auto") return device == engine::Device::kCuda ? DType::kBF16 : DType::kF32;
+  if (name == "fp8") return DType::kF8E4M3;
   return name == "bf16" ? DType::kBF16 : DType::kF32;
+}
+
+const char* cache_dtype_name(DType dtype) {
+  switch (dtype) {
+    case DType::kF32:
+      return "f32";
+    case DType::kBF16:
+      return "bf16";
+    case DType::kF8E4M3:
+      break;
+  }
+  return "fp8";
 }
 
 engine::Device choose_device(const std::string& name) {
@@ -198,7 +211,6 @@ transport::ServedModel served_model(const ModelFiles& files,
                                     const config::Config& config,
                                     const engine::Engine& engine) {
   const ModelConfig& model = files.weights->config();
-  const DType kv_cache_dtype = engine_options(config).kv_cache_dtype;
   return {.name = files.name,
           .architecture = model.architecture,
           .num_parameters = count_parameters(model),
@@ -207,7 +219,7 @@ transport::ServedModel served_model(const ModelFiles& files,
           .vocab_size = model.vocab_size,
           .max_model_len = engine.cache().max_model_len,
           .weight_dtype = weight_dtype(*files.weights),
-          .kv_cache_dtype = kv_cache_dtype == DType::kBF16 ? "bf16" : "f32",
+          .kv_cache_dtype = cache_dtype_name(engine_options(config).kv_cache_dtype),
           .kv_bytes_per_token = engine.cache().bytes_per_token,
           .block_size = config.scheduler.block_size,
           .num_blocks = engine.cache().num_blocks,
@@ -223,14 +235,13 @@ telemetry::ModelLabels metric_labels(const ModelFiles& files,
                                      const config::Config& config,
                                      const engine::Engine& engine) {
   const engine::EngineOptions options = engine_options(config);
-  telemetry::ModelLabels labels{
-      .name = files.name,
-      .quantization = weight_dtype(*files.weights),
-      .devices = {},
-      .block_size = options.block_size,
-      .num_blocks = engine.cache().num_blocks,
-      .cache_dtype = options.kv_cache_dtype == DType::kBF16 ? "bf16" : "f32",
-      .prefix_cache = config.scheduler.prefix_cache};
+  telemetry::ModelLabels labels{.name = files.name,
+                                .quantization = weight_dtype(*files.weights),
+                                .devices = {},
+                                .block_size = options.block_size,
+                                .num_blocks = engine.cache().num_blocks,
+                                .cache_dtype = cache_dtype_name(options.kv_cache_dtype),
+                                .prefix_cache = config.scheduler.prefix_cache};
   if (options.device == engine::Device::kCpu) {
     labels.devices = {"cpu"};
   } else {

@@ -31,6 +31,7 @@ struct ModelFiles {
 [[nodiscard]] engine::Device choose_device(const std::string& name);
 // "auto": bf16 on a GPU, f32 on the CPU.
 [[nodiscard]] DType cache_dtype(const std::string& name, engine::Device device);
+[[nodiscard]] const char* cache_dtype_name(DType dtype);  // "f32", "bf16", "fp8"
 [[nodiscard]] engine::LoadMode load_mode(const std::string& name);
 [[nodiscard]] engine::EngineOptions engine_options(const config::Config& config);
 

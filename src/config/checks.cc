@@ -97,7 +97,7 @@ class Checks {
     if (engine.device == "cuda" && engine.kv_cache_dtype == "f32") {
       clash("engine.kv_cache_dtype",
             "engine.device",
-            "auto or bf16, the only formats of a GPU's cache");
+            "auto, bf16 or fp8, the formats of a GPU's cache");
     }
   }
 

@@ -28,6 +28,14 @@ int64_t default_blocks(int64_t longest,
 
 }  // namespace
 
+ops::LatentFormat latent_format(const checkpoint::ModelConfig& config, DType dtype) {
+  return {.dtype = dtype, .latent = config.kv_lora_rank, .rope = config.qk_rope_head_dim};
+}
+
+int64_t cache_bytes_per_token(const checkpoint::ModelConfig& config, DType dtype) {
+  return latent_format(config, dtype).bytes_per_token() * config.num_hidden_layers;
+}
+
 absl::Status check_length(const checkpoint::ModelConfig& config, const EngineOptions& options) {
   if (options.max_model_len <= config.max_position_embeddings) return absl::OkStatus();
   return invalid_argument(
@@ -40,10 +48,14 @@ absl::StatusOr<CachePlan> plan_cache(const checkpoint::ModelConfig& config,
                                      const EngineOptions& options,
                                      int64_t budget_bytes) {
   R1D_RETURN_IF_ERROR(check_length(config, options));
+  if (!latent_format(config, options.kv_cache_dtype).valid()) {
+    return invalid_argument(
+        "engine.kv_cache_dtype fp8 needs a kv_lora_rank that is a multiple of 4, the model's is {}",
+        config.kv_lora_rank);
+  }
   const int64_t model_len = config.max_position_embeddings;
   CachePlan plan;
-  plan.bytes_per_token =
-      config.latent_width() * config.num_hidden_layers * dtype_bytes(options.kv_cache_dtype);
+  plan.bytes_per_token = cache_bytes_per_token(config, options.kv_cache_dtype);
   const int64_t block_bytes = plan.bytes_per_token * options.block_size;
   const int64_t longest = options.max_model_len > 0 ? options.max_model_len : model_len;
   const int64_t blocks = options.kv_cache_bytes > 0

@@ -22,12 +22,13 @@ using ops::MemoryKind;
 
 constexpr int64_t kMiB = int64_t{1} << 20;
 
-// The latent cache of a GPU is bf16, and no kernel of ours is built for less than sm_80.
+// The latent cache of a GPU is bf16 or FP8, and no kernel of ours is built for less than sm_80.
 absl::Status check_device(const EngineOptions& options, const MemoryTarget& target) {
   if (target.device == Device::kCpu) return absl::OkStatus();
-  if (options.kv_cache_dtype != DType::kBF16) {
+  if (options.kv_cache_dtype == DType::kF32) {
     return invalid_argument(
-        "engine.kv_cache_dtype f32: the latent cache of a GPU is bf16; use auto or bf16");
+        "engine.kv_cache_dtype f32: the latent cache of a GPU is bf16 or fp8; use auto, bf16 or "
+        "fp8");
   }
   const int32_t capability = target.gpu.compute_capability;
   if (capability >= 80) return absl::OkStatus();
@@ -158,8 +159,7 @@ absl::StatusOr<MemoryPlan> plan_fullest_rank(const WeightSource& source,
 
 // The smallest cache that serves `options`: a block, or a sequence of the length asked for.
 int64_t least_cache(const EngineOptions& options, const ModelConfig& config) {
-  const int64_t block = config.latent_width() * config.num_hidden_layers *
-                        dtype_bytes(options.kv_cache_dtype) * options.block_size;
+  const int64_t block = cache_bytes_per_token(config, options.kv_cache_dtype) * options.block_size;
   const int64_t blocks =
       (std::max<int64_t>(options.max_model_len, 1) + options.block_size - 1) / options.block_size;
   return std::max(blocks * block, options.kv_cache_bytes / block * block);

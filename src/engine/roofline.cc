@@ -48,7 +48,7 @@ class Roofline {
         s_(model.shard),
         rates_(rates),
         fp8_(model.fp8_weights),
-        cache_width_(static_cast<double>(model.cache_value_bytes * c_.latent_width())),
+        cache_width_(static_cast<double>(model.cache_token_bytes)),
         hidden_(static_cast<double>(c_.hidden_size)),
         heads_(static_cast<double>(s_.heads.size())),
         latent_(static_cast<double>(c_.kv_lora_rank)),

@@ -254,7 +254,7 @@ TEST(ConfigTest, NamesBothKeysThatDoNotGoTogetherAndWhereTheyCameFrom) {
             "R1D_ENGINE__WORLD_SIZE)");
   EXPECT_EQ(
       load_error({}, {{"engine.device", "cuda"}, {"engine.kv_cache_dtype", "f32"}}),
-      "flag --kv-cache-dtype: engine.kv_cache_dtype: expected auto or bf16, the only formats of a "
+      "flag --kv-cache-dtype: engine.kv_cache_dtype: expected auto, bf16 or fp8, the formats of a "
       "GPU's cache, found \"f32\"; engine.device is \"cuda\" (flag --device)");
   EXPECT_EQ(
       load_error({}, {{"model.load_format", "dummy"}}),

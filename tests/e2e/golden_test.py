@@ -33,6 +33,20 @@ def test_golden(checkpoint, world_size, mode):
     assert answer.returncode == 0, answer.stdout + answer.stderr
 
 
+@pytest.mark.parametrize("dtype", ("bf16", "fp8"))
+@pytest.mark.parametrize("mode", ("batched and chunked", "after a prefix hit", "after preemption"), ids=lambda mode: mode.replace(" ", "_"))
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS)
+def test_golden_with_a_cache_of_fewer_bits(checkpoint, mode, dtype):
+    answer = r1d.run("golden", GOLDEN / checkpoint, "--kv-cache-dtype", dtype, *MODES[mode])
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+def test_an_fp8_cache_leaves_a_trained_models_answers_alone():
+    answer = r1d.run("golden", NANO, "--kv-cache-dtype", "fp8", "--tolerance", 3e-2)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert answer.stdout.count("tokens all match") == 6
+
+
 @pytest.mark.parametrize("world_size", (1, 8))
 def test_the_model_that_ships_is_what_transformers_computes(world_size):
     answer = r1d.run("golden", NANO, "--world-size", world_size, "--batch", 3)

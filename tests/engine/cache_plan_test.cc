@@ -37,6 +37,24 @@ TEST(CachePlanTest, R1TakesSeventyThousandBytesAToken) {
   EXPECT_EQ(plan->max_model_len, 163840);
 }
 
+TEST(CachePlanTest, Fp8TakesFortyThousandBytesAToken) {
+  EngineOptions options = with_cache(30 * kGiB);
+  options.kv_cache_dtype = DType::kF8E4M3;
+  const auto plan = plan_cache(r1_config(), options, 0);
+  ASSERT_TRUE(plan.ok()) << message_of(plan.status());
+  EXPECT_EQ(plan->bytes_per_token, 61 * 656);
+  EXPECT_EQ(plan->num_blocks, 30 * kGiB / (int64_t{61} * 656 * 64));
+}
+
+TEST(CachePlanTest, Fp8RefusesLatentsItCannotLayOut) {
+  EngineOptions options = with_cache(30 * kGiB);
+  options.kv_cache_dtype = DType::kF8E4M3;
+  checkpoint::ModelConfig config = r1_config();
+  config.kv_lora_rank = 510;
+  EXPECT_NE(message_of(plan_cache(config, options, 0).status()).find("kv_lora_rank"),
+            std::string::npos);
+}
+
 TEST(CachePlanTest, MaxModelLenShrinksToWhatTheCacheHolds) {
   const auto plan = plan_cache(r1_config(), with_cache(70272 * 64 * 100), 0);
   ASSERT_TRUE(plan.ok());

@@ -17,10 +17,12 @@ struct R1 {
       : config(*checkpoint::ModelConfig::load(R1D_TEST_DATA "/configs/deepseek-r1.json")),
         shard(*checkpoint::make_rank_shard(config, 0, world_size, split)) {}
   [[nodiscard]] RooflineModel model() const {
-    return {.config = config, .shard = shard, .fp8_weights = true};
+    return {
+        .config = config, .shard = shard, .fp8_weights = true, .cache_token_bytes = cache_bytes};
   }
   checkpoint::ModelConfig config;
   checkpoint::RankShard shard;
+  int64_t cache_bytes = 1152;
 };
 
 Rates h200() {
@@ -97,6 +99,14 @@ TEST(RooflineTest, WeightsThatAreWidenedMultiplyAtTheRateOfBf16) {
     const Rates rates = reachable_rates(gpu, 0);
     EXPECT_EQ(rates.fp8 > rates.bf16, gpu.compute_capability == 90) << gpu.name;
   }
+}
+
+TEST(RooflineTest, AnFp8CacheIsReadInLessTime) {
+  R1 r1(8);
+  const double bf16 = decode_floor(r1.model(), h200(), 256, 2048).gpu_seconds;
+  r1.cache_bytes = 656;
+  const double fp8 = decode_floor(r1.model(), h200(), 256, 2048).gpu_seconds;
+  EXPECT_NEAR(bf16 - fp8, 61 * 256 * 2049.0 * (1152 - 656) / 4.3e12, 1e-5);
 }
 
 TEST(RooflineTest, Bf16WeightsAreTwiceTheBytes) {

@@ -121,9 +121,11 @@ class Side {
         source, *shard, *ops_, kMaxTokens, false, [](int64_t) { return absl::OkStatus(); });
     must(model.status());
     model_ = std::move(*model);
-    const int64_t latent = source.config().latent_width();
+    const ops::LatentFormat format{.dtype = cache,
+                                   .latent = source.config().kv_lora_rank,
+                                   .rope = source.config().qk_rope_head_dim};
     auto pages =
-        ops_->allocate(static_cast<size_t>(kBlocks * kBlockSize * latent * dtype_bytes(cache)),
+        ops_->allocate(static_cast<size_t>(kBlocks * kBlockSize * format.bytes_per_token()),
                        ops::MemoryKind::kLatentCache,
                        "pages");
     must(pages.status());
@@ -132,7 +134,7 @@ class Side {
               .dtype = cache,
               .num_blocks = kBlocks,
               .block_size = kBlockSize,
-              .width = latent};
+              .width = source.config().latent_width()};
     in_ = take();
     out_ = take();
   }
@@ -206,7 +208,7 @@ class Side {
 
 // The CPU and the GPU with the same weights.
 struct Pair {
-  Pair(const checkpoint::ModelConfig& config, int32_t world, bool deterministic) {
+  Pair(const checkpoint::ModelConfig& config, int32_t world, bool deterministic, DType cache) {
     const auto source = checkpoint::make_dummy_source(config, kSeed);
     const auto shard =
         checkpoint::make_rank_shard(config, 0, world, checkpoint::ExpertSplit::kTensor);
@@ -217,7 +219,7 @@ struct Pair {
             ops::make_local_cpu_ops({dims}, {.num_threads = 8, .max_tokens = kMaxTokens}).front()),
         *source,
         world,
-        DType::kBF16);
+        cache);
     auto made = ops::make_cuda_ops(dims,
                                    {.max_tokens = kMaxTokens,
                                     .max_sequences = 64,
@@ -226,7 +228,7 @@ struct Pair {
                                     .deterministic = deterministic,
                                     .graphs = false});
     EXPECT_TRUE(made.ok()) << message_of(made.status());
-    gpu = std::make_unique<Side>(std::move(*made), *source, world, DType::kBF16);
+    gpu = std::make_unique<Side>(std::move(*made), *source, world, cache);
   }
   std::unique_ptr<Side> cpu;
   std::unique_ptr<Side> gpu;
@@ -256,9 +258,10 @@ void expect_blocks_agree(const checkpoint::ModelConfig& config,
                          int32_t world,
                          double feed_forward_tolerance,
                          double attention_tolerance,
-                         bool deterministic = false) {
+                         bool deterministic = false,
+                         DType cache = DType::kBF16) {
   if (!has_gpu()) GTEST_SKIP() << "needs a GPU";
-  Pair pair(config, world, deterministic);
+  Pair pair(config, world, deterministic, cache);
   if (testing::Test::HasFatalFailure()) return;
   uint64_t seed = 100;
   const auto compare =
@@ -301,6 +304,10 @@ constexpr double kBf16 = 2.5e-2;
 // one.
 constexpr double kFp8 = 9e-2;
 constexpr double kFp8Attention = 2e-1;
+// An e4m3 cache whose values came out 2^-9 apart before they were rounded: of a step of 2^-4 that is
+// one value in thirty on the other side, so 2^-4 / sqrt(30) in the mean square, of scores and of
+// values.
+constexpr double kBf16WithFp8Cache = 4e-2;
 
 TEST(CudaBlocksTest, AgreeWithTheCpuOnBf16WeightsOfAnySize) {
   expect_blocks_agree(named_config("v3-generic-bf16"), 1, kBf16, kBf16);
@@ -322,6 +329,17 @@ TEST(CudaBlocksTest, AgreeWithTheCpuWhenDeterministic) {
 }
 TEST(CudaBlocksTest, AgreeWithTheCpuAtTheWidthOfARankOfR1) {
   expect_blocks_agree(wide_config(), 8, kFp8, kFp8Attention);
+}
+TEST(CudaBlocksTest, AgreeWithTheCpuOnAnFp8CacheOfAnySize) {
+  for (const char* name : {"v3-generic-bf16", "v3-ragged-fp8"}) {
+    expect_blocks_agree(
+        named_config(name), 1, kBf16, kBf16WithFp8Cache, /*deterministic=*/false, DType::kF8E4M3);
+  }
+}
+TEST(CudaBlocksTest, AgreeWithTheCpuOnAnFp8CacheOfR1sHeads) {
+  for (const bool deterministic : {false, true}) {
+    expect_blocks_agree(tiled_config(), 1, kFp8, kFp8Attention, deterministic, DType::kF8E4M3);
+  }
 }
 TEST(CudaBlocksTest, AgreeWithTheCpuAtTheWholeWidthOfR1) {
   checkpoint::ModelConfig config = wide_config();

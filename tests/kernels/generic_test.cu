@@ -5,6 +5,7 @@
 
 #include "kernels/generic/generic.h"
 #include "tests/kernels/support.cuh"
+#include "tests/support/latent_reference.h"
 
 namespace r1d::kernels::generic {
 namespace {
@@ -540,8 +541,13 @@ struct Span {
 // Sequences over a shuffled paged cache of random rows; rows of no sequence are NaN.
 class TestCache {
  public:
-  TestCache(
-      const std::vector<Span>& spans, int32_t block_size, int32_t width, DType dtype, uint64_t seed)
+  // `rope`: of the width, read where the cache is e4m3.
+  TestCache(const std::vector<Span>& spans,
+            int32_t block_size,
+            int32_t width,
+            DType dtype,
+            uint64_t seed,
+            int32_t rope = 0)
       : block_size_(block_size), width_(width), dtype_(dtype), spans_(spans) {
     std::vector<int32_t> query_begin;
     std::vector<int32_t> query_len;
@@ -575,7 +581,24 @@ class TestCache {
         std::copy_n(keys_.back().begin() + int64_t{i} * width, width, rows.begin() + slot * width);
       }
     }
-    if (dtype == DType::kBF16) {
+    if (dtype == DType::kF8E4M3) {
+      r1d::test::Fp8Cache cache(static_cast<int64_t>(ids.size()), block_size, width - rope, rope);
+      for (size_t slot = 0; slot < rows.size() / static_cast<size_t>(width); ++slot) {
+        const float* row = &rows[slot * static_cast<size_t>(width)];
+        if (!std::isnan(row[0])) cache.store(static_cast<int64_t>(slot), row);
+      }
+      for (size_t s = 0; s < spans.size(); ++s) {
+        for (int32_t i = 0; i < spans[s].context_len; ++i) {
+          const int64_t slot =
+              int64_t{ids[static_cast<size_t>(block_begin[s] + i / block_size)]} * block_size +
+              i % block_size;
+          for (int32_t j = 0; j < width; ++j) {
+            keys_[s][static_cast<size_t>(int64_t{i} * width + j)] = cache.value(slot, j);
+          }
+        }
+      }
+      f8_ = std::make_unique<DeviceArray<uint8_t>>(cache.bytes);
+    } else if (dtype == DType::kBF16) {
       bf16_ = std::make_unique<DeviceArray<uint16_t>>(to_bf16(rows));
     } else {
       f32_ = std::make_unique<DeviceArray<float>>(rows);
@@ -588,9 +611,10 @@ class TestCache {
   }
 
   LatentCache cache() const {
-    return {dtype_ == DType::kBF16 ? static_cast<void*>(bf16_->data()) : f32_->data(),
-            block_size_,
-            width_};
+    void* data = dtype_ == DType::kF8E4M3 ? static_cast<void*>(f8_->data())
+                 : dtype_ == DType::kBF16 ? static_cast<void*>(bf16_->data())
+                                          : f32_->data();
+    return {data, block_size_, width_, dtype_};
   }
   StepSequences sequences() const {
     return {arrays_[0]->data(),
@@ -600,7 +624,6 @@ class TestCache {
             arrays_[4]->data(),
             static_cast<int32_t>(spans_.size())};
   }
-  DType dtype() const { return dtype_; }
   int32_t num_tokens() const { return num_tokens_; }
   int32_t max_context() const { return max_context_; }
   const std::vector<Span>& spans() const { return spans_; }
@@ -616,6 +639,7 @@ class TestCache {
   int32_t num_tokens_ = 0;
   int32_t max_context_ = 0;
   std::vector<std::vector<float>> keys_;
+  std::unique_ptr<DeviceArray<uint8_t>> f8_;
   std::unique_ptr<DeviceArray<uint16_t>> bf16_;
   std::unique_ptr<DeviceArray<float>> f32_;
   std::vector<std::unique_ptr<DeviceArray<int32_t>>> arrays_;
@@ -635,7 +659,6 @@ std::vector<float> run_attend(const AttentionDims& dims,
   problem.dims = dims;
   problem.q_latent = device_q.data();
   problem.cache = cache.cache();
-  problem.cache_dtype = cache.dtype();
   problem.sequences = cache.sequences();
   problem.softmax_scale = scale;
   problem.o_latent = out.data();
@@ -662,7 +685,8 @@ void check_attend(const AttentionCase& c) {
   SCOPED_TRACE(testing::Message() << "heads " << c.dims.heads << " latent " << c.dims.latent
                                   << " sequences " << c.spans.size() << " block " << c.block_size
                                   << dtype_name(c.cache_dtype));
-  const TestCache cache(c.spans, c.block_size, width + c.cache_padding, c.cache_dtype, 11);
+  const TestCache cache(
+      c.spans, c.block_size, width + c.cache_padding, c.cache_dtype, 11, c.dims.rope);
   const std::vector<float> q =
       random_floats(static_cast<size_t>(int64_t{cache.num_tokens()} * c.dims.heads * width), 12);
   const float scale = 1.5F / std::sqrt(static_cast<float>(width));
@@ -727,6 +751,9 @@ TEST(GenericAttendTest, MatchesTheReference) {
     check_attend({{1, 37, 5, 6, 3}, spans, 16, DType::kBF16, 3});  // nothing aligned
     check_attend({{128, 512, 128, 64, 128}, {{1, 0}, {2, 40}, {1, 600}}, 64});
     check_attend({{3, 700, 8, 10, 8}, {{5, 40}, {1, 600}}, 16});  // two passes over the columns
+    check_attend({kGolden, spans, 7, DType::kF8E4M3});
+    check_attend({kR1Rank, spans, 64, DType::kF8E4M3});
+    check_attend({{3, 700, 8, 10, 8}, {{5, 40}, {1, 600}}, 3, DType::kF8E4M3});
   }
 }
 

@@ -4,6 +4,7 @@
 
 #include "kernels/mla_decode/mla_decode.h"
 #include "tests/kernels/support.cuh"
+#include "tests/support/latent_reference.h"
 
 namespace r1d::kernels {
 namespace {
@@ -33,6 +34,8 @@ struct Case {
   float query_scale = 1;
   uint64_t seed = 1;
   int padding_tokens = 0;  // that belong to no sequence
+  bool fp8_cache = false;
+  float cache_scale = 1.2F;  // the largest cached value
 };
 
 // A layer's inputs on the host, then on the device.
@@ -76,7 +79,7 @@ class Layer {
     DeviceArray<uint8_t> kv_b(kv_b_);
     DeviceArray<float> scales(scales_);
     DeviceArray<uint8_t> absorbed(mla_absorbed_bytes(c_.heads));
-    DeviceArray<uint16_t> cache(cache_);
+    DeviceArray<uint8_t> cache(cache_bytes_);
     DeviceArray<int32_t> query_begin(query_begin_), query_len(query_len_),
         context_len(context_len_), block_begin(block_begin_), block_ids(block_ids_);
     DeviceArray<uint16_t> q(q_);
@@ -101,19 +104,20 @@ class Layer {
     R1D_MUST(mla_absorb_weights(matrix, c_.heads, absorbed.data(), launch));
     R1D_MUST(mla_plan(sequences, shape, plan.data(), launch));
     for (int i = 0; i < runs; ++i) {
-      R1D_MUST(mla_attend(q.data(),
-                          mla_weights(absorbed.data(), c_.heads),
-                          {cache.data(), c_.block_size, kRow},
-                          static_cast<int64_t>(cache_.size()) / kRow / c_.block_size,
-                          {.shape = shape,
-                           .sequences = sequences,
-                           .rope = {table.data(), c_.interleave},
-                           .softmax_scale = kScale,
-                           .plan = plan.data(),
-                           .q_latent = q_latent.data(),
-                           .workspace = workspace.data()},
-                          attention.data(),
-                          {.dependent = c_.dependent && i > 0}));
+      R1D_MUST(mla_attend(
+          q.data(),
+          mla_weights(absorbed.data(), c_.heads),
+          {cache.data(), c_.block_size, kRow, c_.fp8_cache ? DType::kF8E4M3 : DType::kBF16},
+          static_cast<int64_t>(cache_.size()) / kRow / c_.block_size,
+          {.shape = shape,
+           .sequences = sequences,
+           .rope = {table.data(), c_.interleave},
+           .softmax_scale = kScale,
+           .plan = plan.data(),
+           .q_latent = q_latent.data(),
+           .workspace = workspace.data()},
+          attention.data(),
+          {.dependent = c_.dependent && i > 0}));
     }
     q_latent_ = test::from_bf16(q_latent.download());
     attention_bits_ = attention.download();
@@ -198,7 +202,8 @@ class Layer {
     uint64_t state = c_.seed + 6;  // uniform in +-1.2: a faster generator than support.cuh's
     for (uint16_t& value : cache_) {
       state = state * 6364136223846793005U + 1442695040888963407U;
-      value = f32_to_bf16(static_cast<float>(static_cast<int32_t>(state >> 32)) * (1.2F / 0x1p31F));
+      value = f32_to_bf16(static_cast<float>(static_cast<int32_t>(state >> 32)) *
+                          (c_.cache_scale / 0x1p31F));
     }
     for (int s = 0; s < count; ++s) {
       block_begin_.push_back(static_cast<int32_t>(block_ids_.size()));
@@ -216,6 +221,26 @@ class Layer {
       }
     }
     if (block_ids_.empty()) block_ids_.push_back(0);
+    cache_bytes_.resize(cache_.size() * sizeof(uint16_t));
+    std::memcpy(cache_bytes_.data(), cache_.data(), cache_bytes_.size());
+    if (c_.fp8_cache) quantize_cache();
+  }
+  // cache_ becomes what a reader of the quantized cache sees. Slots behind a context keep the NaN
+  // in codes, rope and scales that they are made with.
+  void quantize_cache() {
+    const auto slots = static_cast<int64_t>(cache_.size() / kRow);
+    r1d::test::Fp8Cache quantized(slots / c_.block_size, c_.block_size, kLatent, kRope);
+    std::fill(quantized.bytes.begin(), quantized.bytes.end(), uint8_t{0xFF});
+    for (int64_t slot = 0; slot < slots; ++slot) {
+      uint16_t* row = &cache_[slot * kRow];
+      if (row[0] == 0x7FFF) continue;
+      float values[kRow];
+      for (int i = 0; i < kRow; ++i) values[i] = bf16_to_f32(row[i]) * (1 + i / 128);
+      quantized.store(slot, values);
+      // A power of two times three bits of mantissa: exact in bf16.
+      for (int i = 0; i < kRow; ++i) row[i] = f32_to_bf16(quantized.value(slot, i));
+    }
+    cache_bytes_ = quantized.bytes;
   }
 
   std::vector<double> absorbed_query(int t, int h) const {
@@ -276,8 +301,9 @@ class Layer {
   std::vector<int32_t> query_begin_, query_len_, context_len_, block_begin_, block_ids_;
   std::vector<uint8_t> kv_b_;
   std::vector<float> scales_;
-  std::vector<float> weights_;  // kv_b as the kernels round it
-  std::vector<uint16_t> cache_;
+  std::vector<float> weights_;   // kv_b as the kernels round it
+  std::vector<uint16_t> cache_;  // as read
+  std::vector<uint8_t> cache_bytes_;
   std::vector<uint16_t> q_;
   std::vector<float> table_;
   std::vector<float> q_latent_;
@@ -404,6 +430,67 @@ TEST(MlaDecodeTest, RaggedBatches) {
   }
 }
 
+TEST(MlaDecodeTest, small_Fp8CacheAroundAPage) {
+  R1D_NEEDS_GPU(90);
+  Layer layer({.sequences = {{1, 1}, {63, 1}, {64, 1}, {0, 1}, {65, 1}, {129, 2}, {300, 3}},
+               .padding_tokens = 2,
+               .fp8_cache = true});
+  layer.run();
+  layer.check_all();
+}
+
+TEST(MlaDecodeTest, Fp8CacheOfAllHeadAndQueryCounts) {
+  R1D_NEEDS_GPU(90);
+  const std::pair<int, int> cases[] = {
+      {8, 1}, {16, 1}, {16, 2}, {16, 4}, {24, 3}, {32, 1}, {64, 1}, {96, 2}, {128, 1}, {128, 4}};
+  for (const auto& [heads, queries] : cases) {
+    for (const int block_size : {16, 32, 64}) {
+      SCOPED_TRACE(testing::Message()
+                   << heads << " heads, " << queries << " queries, blocks of " << block_size);
+      Layer layer(
+          {.heads = heads,
+           .block_size = block_size,
+           .sequences = {{queries, queries}, {700, 1}, {0, 1}, {65, queries}, {1301, queries}},
+           .deterministic = heads == 24,
+           .seed = static_cast<uint64_t>(heads + queries),
+           .fp8_cache = true});
+      layer.run();
+      layer.check_sample(24);
+    }
+  }
+}
+
+TEST(MlaDecodeTest, Fp8CacheOfRaggedBatchesAndLongContexts) {
+  R1D_NEEDS_GPU(90);
+  for (const bool deterministic : {false, true}) {
+    for (const int count : {1, 16, 256, 700}) {
+      SCOPED_TRACE(testing::Message() << count << (deterministic ? " deterministic" : ""));
+      Layer layer({.sequences = count == 1 ? repeat(1, 163840) : ragged(count, 2500, 1, 7),
+                   .deterministic = deterministic,
+                   .dependent = true,
+                   .padding_tokens = 5,
+                   .fp8_cache = true});
+      layer.run(3);
+      layer.check_sample(count == 1 ? 2 : 40);
+    }
+  }
+}
+
+TEST(MlaDecodeTest, Fp8CacheOfAnyMagnitude) {
+  R1D_NEEDS_GPU(90);
+  const std::pair<float, float> cases[] = {
+      {1e-6F, 1}, {1e-3F, 100}, {300, 3e-3F}, {300, 0.1F}, {1e4F, 1e-4F}, {1e4F, 3e-3F}};
+  for (const auto& [cache_scale, query_scale] : cases) {
+    SCOPED_TRACE(testing::Message() << "cache " << cache_scale << ", queries " << query_scale);
+    Layer layer({.sequences = {{3000, 1}, {640, 1}, {70, 1}},
+                 .query_scale = query_scale,
+                 .fp8_cache = true,
+                 .cache_scale = cache_scale});
+    layer.run();
+    layer.check_sample(24);
+  }
+}
+
 TEST(MlaDecodeTest, SharpAttentionKeepsItsMaximum) {
   R1D_NEEDS_GPU(90);
   Layer layer({.sequences = {{3000, 1}, {640, 1}}, .query_scale = 30});
@@ -414,28 +501,32 @@ TEST(MlaDecodeTest, SharpAttentionKeepsItsMaximum) {
 TEST(MlaDecodeTest, DeterministicBitsDoNotDependOnTheBatch) {
   R1D_NEEDS_GPU(90);
   // The first sequence of each: same seed, so the same queries, weights and shared blocks.
-  const auto bits = [](const std::vector<Sequence>& sequences) {
-    Layer layer({.sequences = sequences, .deterministic = true, .seed = 3});
+  const auto bits = [](const std::vector<Sequence>& sequences, bool fp8_cache) {
+    Layer layer({.sequences = sequences, .deterministic = true, .seed = 3, .fp8_cache = fp8_cache});
     layer.run();
     const auto& all = layer.attention_bits();
     return std::vector<uint16_t>(all.begin(), all.begin() + 16 * kValue);
   };
-  std::vector<Sequence> alone = {{3008, 1}};
-  const auto first = bits(alone);
-  for (const int others : {1, 15, 63, 255}) {
-    std::vector<Sequence> batch = alone;
-    for (const Sequence& s : ragged(others, 3000, 1, 5)) batch.push_back(s);
-    EXPECT_EQ(first, bits(batch)) << others;
+  const std::vector<Sequence> alone = {{3008, 1}};
+  for (const bool fp8_cache : {false, true}) {
+    const auto first = bits(alone, fp8_cache);
+    for (const int others : {1, 15, 63, 255}) {
+      std::vector<Sequence> batch = alone;
+      for (const Sequence& s : ragged(others, 3000, 1, 5)) batch.push_back(s);
+      EXPECT_EQ(first, bits(batch, fp8_cache)) << others << " " << fp8_cache;
+    }
   }
 }
 
 TEST(MlaDecodeTest, RunsRepeatBitForBit) {
   R1D_NEEDS_GPU(90);
-  Layer layer({.sequences = ragged(40, 3000, 1, 9), .dependent = true});
-  layer.run();
-  const auto once = layer.attention_bits();
-  layer.run(5);
-  EXPECT_EQ(once, layer.attention_bits());
+  for (const bool fp8_cache : {false, true}) {
+    Layer layer({.sequences = ragged(40, 3000, 1, 9), .dependent = true, .fp8_cache = fp8_cache});
+    layer.run();
+    const auto once = layer.attention_bits();
+    layer.run(5);
+    EXPECT_EQ(once, layer.attention_bits()) << fp8_cache;
+  }
 }
 
 }  // namespace

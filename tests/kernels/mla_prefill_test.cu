@@ -8,6 +8,7 @@
 
 #include "kernels/mla_prefill/mla_prefill.h"
 #include "tests/kernels/support.cuh"
+#include "tests/support/latent_reference.h"
 
 namespace r1d::kernels {
 namespace {
@@ -481,6 +482,67 @@ TEST_P(GatherTest, PagesBecomePackedRows) {
     if (used[row]) continue;
     for (int d = 0; d < 512; ++d) ASSERT_EQ(c[row * 512 + d], 0xFFFF);
     for (int d = 0; d < 512; ++d) ASSERT_EQ(data[row * 512 + d], 0xFF);
+  }
+}
+TEST_P(GatherTest, AnFp8CachesCodesComeAsTheyAre) {
+  R1D_NEEDS_GPU(90);
+  const int block_size = GetParam();
+  std::vector<PrefillSequence> sequences = lay_out({{1, 1}, {5, 130}, {3, 64}}, 2);
+  std::vector<int32_t> block_ids;
+  for (PrefillSequence& s : sequences) {
+    s.block_begin = static_cast<int32_t>(block_ids.size());
+    for (int i = 0; i < (s.context_len + block_size - 1) / block_size; ++i) block_ids.push_back(0);
+  }
+  std::iota(block_ids.begin(), block_ids.end(), 1);
+  std::shuffle(block_ids.begin(), block_ids.end(), std::mt19937(3));
+  r1d::test::Fp8Cache cache(static_cast<int64_t>(block_ids.size()) + 1, block_size, 512, 64);
+  const auto slot_of = [&](const PrefillSequence& s, int position) {
+    return int64_t{block_ids[s.block_begin + position / block_size]} * block_size +
+           position % block_size;
+  };
+  const std::vector<float> values = test::random_floats(1000 * 576, 12);
+  for (const PrefillSequence& s : sequences) {
+    for (int i = 0; i < s.context_len; ++i) {
+      cache.store(slot_of(s, i), &values[(s.key_begin + i) * 576]);
+    }
+  }
+  const int64_t keys = sequences.back().key_begin + sequences.back().num_positions;
+  DeviceArray<uint8_t> cache_device(cache.bytes);
+  const DeviceArray<int32_t> ids_device(block_ids);
+  const DeviceArray<PrefillSequence> sequences_device(sequences);
+  DeviceArray<uint16_t> c_device(keys * 512);
+  DeviceArray<uint16_t> k_pe_device(keys * 64);
+  DeviceArray<uint8_t> data_device(keys * 512);
+  const int64_t stride = (keys + 3) / 4 * 4 + 4;
+  DeviceArray<float> scale_device(4 * stride);
+  const GatherLatents gather{.cache = {cache_device.data(), block_size, 576, DType::kF8E4M3},
+                             .block_ids = ids_device.data(),
+                             .sequences = sequences_device.data(),
+                             .num_sequences = static_cast<int32_t>(sequences.size()),
+                             .num_keys = keys,
+                             .k_pe = reinterpret_cast<__nv_bfloat16*>(k_pe_device.data())};
+  R1D_MUST(gather_latents(gather, reinterpret_cast<__nv_bfloat16*>(c_device.data()), {}));
+  const std::vector<uint16_t> k_pe_first = k_pe_device.download();
+  k_pe_device.poison();
+  R1D_MUST(gather_latents(
+      gather, QuantizedRows{data_device.data(), scale_device.data(), 512, stride}, {}));
+  EXPECT_EQ(k_pe_device.download(), k_pe_first);
+  const std::vector<uint16_t> c = c_device.download();
+  const std::vector<uint8_t> data = data_device.download();
+  const std::vector<float> scale = scale_device.download();
+  for (const PrefillSequence& s : sequences) {
+    for (int i = 0; i < s.context_len; ++i) {
+      const int64_t row = s.key_begin + i;
+      const int64_t slot = slot_of(s, i);
+      for (int d = 0; d < 64; ++d) {
+        ASSERT_EQ(bf16_to_f32(k_pe_first[row * 64 + d]), cache.value(slot, 512 + d));
+      }
+      for (int d = 0; d < 512; ++d) {
+        const float want = cache.value(slot, d);
+        ASSERT_EQ(bf16_to_f32(c[row * 512 + d]), want);
+        ASSERT_EQ(f8e4m3_to_f32(data[row * 512 + d]) * scale[d / 128 * stride + row], want);
+      }
+    }
   }
 }
 INSTANTIATE_TEST_SUITE_P(BlockSizes, GatherTest, ::testing::Values(1, 16, 64));

@@ -4,6 +4,7 @@
 
 #include "kernels/norm/norm.h"
 #include "tests/kernels/support.cuh"
+#include "tests/support/latent_reference.h"
 
 namespace r1d::kernels {
 namespace {
@@ -360,6 +361,78 @@ void check_split(const SplitCase& c) {
   }
   if (c.quantized)
     expect_quantized(got, codes.download(), scales.download(), c.tokens, c.q_lora, scale_stride);
+}
+
+// The row of an e4m3 cache against the norm's, and nothing written besides it.
+void check_fp8_cache(int64_t tokens, int64_t latent, int64_t rope, int block_size, int pad = 0) {
+  SCOPED_TRACE(testing::Message() << tokens << " tokens, latent " << latent << ", rope " << rope
+                                  << ", blocks of " << block_size << ", pad " << pad);
+  const int64_t stride = latent + rope + pad;
+  const int64_t blocks = tokens / block_size + 2;
+  const int64_t num_slots = blocks * block_size;
+  auto x = bf16_values(static_cast<size_t>(tokens * stride), 11);
+  if (tokens > 1) std::fill_n(x.begin() + stride, std::min<int64_t>(latent, 128), 0.0F);
+  const auto weight = random_floats(static_cast<size_t>(latent), 13);
+  const auto angles = random_floats(static_cast<size_t>(tokens * rope), 14);
+  std::vector<int64_t> slots;
+  for (int64_t t = 0; t < tokens; ++t) slots.push_back(t % 5 == 3 ? -1 : num_slots - 1 - t);
+  DeviceArray<uint16_t> d_x(to_bf16(x));
+  DeviceArray<float> d_weight(weight);
+  DeviceArray<float> d_angles(angles);
+  DeviceArray<int64_t> d_slots(slots);
+  DeviceArray<uint16_t> rows(static_cast<size_t>(num_slots * (latent + rope)));
+  r1d::test::Fp8Cache want(blocks, block_size, static_cast<int>(latent), static_cast<int>(rope));
+  std::fill(want.bytes.begin(), want.bytes.end(), uint8_t{0xFF});
+  DeviceArray<uint8_t> cache(want.bytes.size());
+  MlaSplitNorm a{.x = bf16(d_x),
+                 .x_stride = stride,
+                 .tokens = tokens,
+                 .latent = latent,
+                 .rope = rope,
+                 .kv_weight = d_weight.data(),
+                 .cos_sin = d_angles.data(),
+                 .cache = {rows.data(), block_size, static_cast<int32_t>(latent + rope)},
+                 .slots = d_slots.data()};
+  ASSERT_EQ(mla_split_norm(a, {}), cudaSuccess);
+  const auto as_bf16 = from_bf16(rows.download());
+  a.cache.data = cache.data();
+  a.cache.dtype = DType::kF8E4M3;
+  ASSERT_EQ(mla_split_norm(a, {}), cudaSuccess);
+  r1d::test::Fp8Cache got = want;
+  got.bytes = cache.download();
+  for (int64_t t = 0; t < tokens; ++t) {
+    const int64_t slot = slots[static_cast<size_t>(t)];
+    if (slot < 0) continue;
+    const float* bf16_row = &as_bf16[static_cast<size_t>(slot * (latent + rope))];
+    std::vector<float> row(bf16_row, bf16_row + latent + rope);
+    const auto normed =
+        reference_norm(&x[static_cast<size_t>(t * stride)], weight.data(), latent, 1e-6);
+    std::copy(normed.begin(), normed.end(), row.begin());
+    want.store(slot, row.data());
+    for (int64_t i = 0; i < latent + rope; ++i) {
+      const float value = got.value(slot, static_cast<int>(i));
+      const float expected = want.value(slot, static_cast<int>(i));
+      // A value at the edge of two codes may fall on either side.
+      const float step = i < latent ? std::abs(row[i]) / 8 + 1e-4F : 0;
+      ASSERT_LE(std::abs(value - expected), step) << "token " << t << " value " << i;
+      if (i < latent) ASSERT_LE(std::abs(value - row[i]), step / 2 * 1.001F) << t << " " << i;
+    }
+    // What else lies in the block, its scales too, is the same in both.
+    want.copy_token(slot, got);
+  }
+  EXPECT_TRUE(want.bytes == got.bytes) << "wrote beside the rows";
+}
+
+TEST(MlaSplitNormTest, WritesAnFp8Cache) {
+  R1D_NEEDS_GPU(80);
+  for (const int64_t tokens : {1, 7, 515}) {
+    check_fp8_cache(tokens, 512, 64, 64);
+    check_fp8_cache(tokens, 512, 64, 16);
+    check_fp8_cache(tokens, 64, 16, 4);
+    check_fp8_cache(tokens, 200, 8, 1);
+    check_fp8_cache(tokens, 24, 10, 3);
+    check_fp8_cache(tokens, 300, 6, 2, 1);
+  }
 }
 
 TEST(MlaSplitNormTest, WritesQueryAndCacheRow) {

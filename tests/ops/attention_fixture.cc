@@ -10,6 +10,8 @@
 
 #include "r1d/base/random.h"
 
+#include "tests/support/latent_reference.h"
+
 namespace r1d::ops::test {
 namespace {
 
@@ -41,6 +43,26 @@ void weigh(
   for (double& s : scores) sum += s = std::exp(s - max);
   for (size_t k = 0; k < scores.size(); ++k) {
     for (size_t i = 0; i < dim; ++i) out[i] += scores[k] / sum * values[k * stride + i];
+  }
+}
+
+// Latents and rope values as an e4m3 cache gives them back.
+void quantize(std::vector<double>& c, std::vector<double>& k_pe, size_t latent, size_t rope) {
+  const size_t length = c.size() / latent;
+  r1d::test::Fp8Cache cache(
+      static_cast<int64_t>(length), 1, static_cast<int>(latent), static_cast<int>(rope));
+  for (size_t t = 0; t < length; ++t) {
+    std::vector<float> row(c.begin() + static_cast<int64_t>(t * latent),
+                           c.begin() + static_cast<int64_t>((t + 1) * latent));
+    row.insert(row.end(),
+               k_pe.begin() + static_cast<int64_t>(t * rope),
+               k_pe.begin() + static_cast<int64_t>((t + 1) * rope));
+    const auto slot = static_cast<int64_t>(t);
+    cache.store(slot, row.data());
+    for (size_t i = 0; i < latent; ++i) c[t * latent + i] = cache.value(slot, static_cast<int>(i));
+    for (size_t i = 0; i < rope; ++i) {
+      k_pe[t * rope + i] = cache.value(slot, static_cast<int>(latent + i));
+    }
   }
 }
 
@@ -206,6 +228,7 @@ std::vector<double> attend(const AttentionModel& model,
     for (double& v : c) v = bf16_to_f32(f32_to_bf16(static_cast<float>(v)));
     for (double& v : k_pe) v = bf16_to_f32(f32_to_bf16(static_cast<float>(v)));
   }
+  if (page_dtype == DType::kF8E4M3) quantize(c, k_pe, latent, dr);
   const std::vector<double> expanded = multiply(c, model.kv_b);  // [S, H, dn + dv]
   const size_t row = heads * (dn + dv);
   std::vector<double> out(length * heads * dv);
@@ -244,8 +267,11 @@ std::vector<std::vector<float>> run_attention(
   auto ops = make_local_cpu_ops(
       {model.dims}, {.num_threads = run.threads, .mla_form = run.form, .max_tokens = tokens});
   const int64_t width = model.dims.kv_lora_rank + model.dims.qk_rope_head_dim;
+  const LatentFormat format{.dtype = run.page_dtype,
+                            .latent = model.dims.kv_lora_rank,
+                            .rope = model.dims.qk_rope_head_dim};
   const auto bytes =
-      static_cast<size_t>(int64_t{blocks} * run.block_size * width * dtype_bytes(run.page_dtype));
+      static_cast<size_t>(int64_t{blocks} * run.block_size * format.bytes_per_token());
   std::vector<std::byte> memory(bytes, std::byte{0xFF});  // NaN in every slot not written yet
   const LatentPages pages{.data = memory.data(),
                           .dtype = run.page_dtype,

@@ -32,8 +32,8 @@ struct AttentionModel {
 // Rank `rank` of `world`: its heads' rows and columns.
 [[nodiscard]] AttentionModel slice(const AttentionModel& model, int32_t rank, int32_t world);
 
-// The naive form in f64 over a whole sequence x [S, D] -> [S, D]. Latents are rounded to bf16 where
-// the cache is.
+// The naive form in f64 over a whole sequence x [S, D] -> [S, D]. Latents are rounded as
+// the cache rounds them.
 [[nodiscard]] std::vector<double> attend(const AttentionModel& model,
                                          std::span<const float> x,
                                          DType page_dtype);

@@ -35,6 +35,9 @@ constexpr double kTolerance = 2e-5;
 // rounding boundary (about 1e-6 / 2^-9 = 5e-4 of the values) they differ by 2^-8: sqrt(5e-4) * 2^-8
 // = 9e-5.
 constexpr double kBf16Tolerance = 4e-4;
+// e4m3 pages: the same with steps of 2^-3 to 2^-4: 1e-6 / 2^-4 = 2e-5 of the values differ by that
+// much, sqrt(2e-5) * 2^-4 = 3e-4 of the whole; one flip in a short context is more.
+constexpr double kFp8Tolerance = 2e-3;
 
 const char* name(MlaForm form) {
   return form == MlaForm::kNaive ? "naive" : form == MlaForm::kAbsorbed ? "absorbed" : "auto";
@@ -52,7 +55,9 @@ std::vector<std::vector<double>> references(const AttentionModel& model, DType p
 void expect_references(const AttentionModel& model,
                        const std::vector<std::vector<double>>& want,
                        const AttentionRun& run) {
-  const double tolerance = run.page_dtype == DType::kF32 ? kTolerance : kBf16Tolerance;
+  const double tolerance = run.page_dtype == DType::kF32    ? kTolerance
+                           : run.page_dtype == DType::kBF16 ? kBf16Tolerance
+                                                            : kFp8Tolerance;
   const auto out = run_attention(model, kSequences, run);
   for (size_t s = 0; s < kSequences.size(); ++s) {
     EXPECT_LT(test::relative_l2(out[s], want[s]), tolerance) << "sequence " << kSequences[s].first;
@@ -96,13 +101,15 @@ TEST(AttentionTest, PagesOfAnySizeAndOrderGiveTheSameBits) {
   }
 }
 
-TEST(AttentionTest, Bf16PagesMatchAReferenceOfRoundedLatents) {
-  for (const AttentionShape& shape : {kGeneric, kRagged, kR1Heads}) {
+TEST(AttentionTest, PagesOfFewerBitsMatchAReferenceOfRoundedLatents) {
+  for (const AttentionShape& shape : kShapes) {
     const AttentionModel model = random_attention(shape, 4);
-    const auto want = references(model, DType::kBF16);
-    for (const MlaForm form : {MlaForm::kNaive, MlaForm::kAbsorbed}) {
-      SCOPED_TRACE(std::string(shape.name) + ' ' + name(form));
-      expect_references(model, want, {.form = form, .page_dtype = DType::kBF16, .block_size = 3});
+    for (const DType dtype : {DType::kBF16, DType::kF8E4M3}) {
+      const auto want = references(model, dtype);
+      for (const MlaForm form : {MlaForm::kNaive, MlaForm::kAbsorbed}) {
+        SCOPED_TRACE(std::string(shape.name) + ' ' + name(form) + ' ' + dtype_name(dtype));
+        expect_references(model, want, {.form = form, .page_dtype = dtype, .block_size = 3});
+      }
     }
   }
 }

@@ -137,6 +137,7 @@ class RuleTest(unittest.TestCase):
         for include, found in (
             ('"kernels/common/launch.h"', False),
             ('"r1d/ops/tensor.h"', False),
+            ('"r1d/ops/latent_format.h"', False),
             ("<cuda_bf16.h>", False),
             ('"r1d/ops/ops.h"', True),
             ("<absl/status/status.h>", True),

@@ -38,7 +38,7 @@ struct EngineSettings {
   int32_t world_size = 1;                          // engine.world_size: 1, 2, 4 or 8
   int32_t num_threads = 0;              // engine.num_threads: all ranks together; 0 = one a core
   bool expert_parallel = false;         // engine.expert_parallel: whole experts a rank
-  std::string kv_cache_dtype = "auto";  // engine.kv_cache_dtype: auto | f32 | bf16
+  std::string kv_cache_dtype = "auto";  // engine.kv_cache_dtype: auto | f32 | bf16 | fp8
   int64_t kv_cache_memory_bytes = 0;  // engine.kv_cache_memory: a rank; 0 = what there is to spare
   bool bf16_dot = false;              // engine.bf16_dot: see ops::CpuOptions
   bool deterministic = false;         // engine.deterministic: see ops::CudaOptions

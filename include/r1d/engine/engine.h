@@ -17,6 +17,7 @@
 #include "r1d/checkpoint/weight_source.h"
 #include "r1d/engine/executor.h"
 #include "r1d/ops/cpu_ops.h"
+#include "r1d/ops/latent_format.h"
 
 namespace r1d::engine {
 
@@ -50,14 +51,19 @@ struct EngineOptions {
 // What the latent cache can hold.
 struct CachePlan {
   int64_t bytes = 0;            // a rank: num_blocks * block_size * bytes_per_token
-  int64_t bytes_per_token = 0;  // all layers: layers * latent width * dtype
+  int64_t bytes_per_token = 0;  // all layers: cache_bytes_per_token()
   int32_t num_blocks = 0;
   int32_t max_model_len = 0;
 };
 
+// How a layer's cache of `dtype` stores the model's tokens.
+[[nodiscard]] ops::LatentFormat latent_format(const checkpoint::ModelConfig& config, DType dtype);
+// What a token takes in the caches of all layers.
+[[nodiscard]] int64_t cache_bytes_per_token(const checkpoint::ModelConfig& config, DType dtype);
+
 // Pure. `budget_bytes`: what a rank may take when kv_cache_bytes == 0; it takes no more than
-// max_batch_size sequences of max_model_len need. kInvalidArgument when one block does not fit or
-// max_model_len was given and does not.
+// max_batch_size sequences of max_model_len need. kInvalidArgument when one block does not fit,
+// max_model_len was given and does not, or the format does not take the model's latents.
 [[nodiscard]] absl::StatusOr<CachePlan> plan_cache(const checkpoint::ModelConfig& config,
                                                    const EngineOptions& options,
                                                    int64_t budget_bytes);

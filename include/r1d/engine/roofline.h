@@ -33,7 +33,7 @@ struct RooflineModel {
   const checkpoint::ModelConfig& config;
   const checkpoint::RankShard& shard;
   bool fp8_weights = false;
-  int64_t cache_value_bytes = 2;
+  int64_t cache_token_bytes = 0;  // of a token in one layer's latent cache
 };
 
 struct StepFloor {

@@ -14,6 +14,7 @@
 #include <absl/status/statusor.h>
 
 #include "r1d/base/types.h"
+#include "r1d/ops/latent_format.h"
 #include "r1d/ops/memory.h"
 #include "r1d/ops/tensor.h"
 
@@ -27,11 +28,12 @@ class Buffer {
   [[nodiscard]] virtual size_t size() const = 0;
 };
 
-// The latent cache of one layer: [num_blocks, block_size, width] of `dtype`; a row is
-// c (kv_lora_rank values, after its norm) | k_pe (qk_rope_head_dim values, after rope).
+// The latent cache of one layer: num_blocks blocks of block_size tokens, stored as LatentFormat
+// says; a token is c (kv_lora_rank values, after its norm) | k_pe (qk_rope_head_dim values, after
+// rope), `width` values together.
 struct LatentPages {
   void* data = nullptr;
-  DType dtype = DType::kF32;  // f32 or bf16
+  DType dtype = DType::kF32;
   int64_t num_blocks = 0;
   int32_t block_size = 0;
   int64_t width = 0;

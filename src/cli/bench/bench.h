@@ -80,6 +80,7 @@ struct RankShardOptions {
   double collective_us = 0;  // added in the summary for each that was left out
   bool per_op = true;
   bool deterministic = false;
+  std::string kv_cache_dtype = "auto";
 };
 // One rank's steps on a GPU, or all ranks' on as many, kernel by kernel.
 [[nodiscard]] absl::Status rank_shard(const RankShardOptions& options);

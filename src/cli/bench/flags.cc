@@ -219,6 +219,7 @@ absl::Status run_offline(OfflineFlags& flags) {
   shard.model_config = options.model_config;
   shard.deterministic = options.deterministic;
   shard.expert_parallel = options.expert_parallel;
+  shard.kv_cache_dtype = options.kv_cache_dtype;
   if (options.repeats > 0) shard.repeats = options.repeats;
   std::pair<int32_t, int32_t> pair;
   parse_pair(flags.shard, '/', pair);
@@ -252,7 +253,7 @@ void add_model_flags(CLI::App& command, OfflineFlags& flags) {
   command.add_flag("--bf16-dot", options.bf16_dot, "As engine.bf16_dot");
   command.add_flag("--deterministic", options.deterministic, "As engine.deterministic");
   command.add_option("--kv-cache-dtype", options.kv_cache_dtype, "Latent cache")
-      ->check(CLI::IsMember({"auto", "f32", "bf16"}))
+      ->check(CLI::IsMember({"auto", "f32", "bf16", "fp8"}))
       ->capture_default_str();
 }
 

@@ -171,8 +171,8 @@ class OfflineBench {
             .num_threads = options_.num_threads,
             .expert_split = expert_split(),
             .kv_cache_dtype = dtype,
-            .kv_cache_bytes = blocks * options_.block_size * config.latent_width() *
-                              config.num_hidden_layers * dtype_bytes(dtype),
+            .kv_cache_bytes =
+                blocks * options_.block_size * engine::cache_bytes_per_token(config, dtype),
             .block_size = options_.block_size,
             .max_model_len = longest(),
             .max_num_batched_tokens = options_.max_num_batched_tokens,

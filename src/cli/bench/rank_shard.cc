@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -19,13 +20,16 @@
 #include "r1d/checkpoint/shard_plan.h"
 #include "r1d/checkpoint/weight_source.h"
 #include "r1d/device/gpu_info.h"
+#include "r1d/engine/engine.h"
 #include "r1d/engine/rank_group.h"
 #include "r1d/model/deepseek_v3.h"
 #include "r1d/ops/cuda_ops.h"
 
 #include "cli/bench/bench.h"
+#include "cli/bench/latent_blocks.h"
 #include "cli/bench/step_arrays.h"
 #include "cli/progress_bar.h"
+#include "cli/setup.h"
 
 namespace r1d::cli::bench {
 namespace {
@@ -91,8 +95,16 @@ class RankShardBench {
   }
 
   absl::Status open() {
+    if (cache_dtype_ == DType::kF32) {
+      return invalid_argument("--kv-cache-dtype f32: expected auto, bf16 or fp8 with --rank-shard");
+    }
     R1D_ASSIGN_OR_RETURN(const auto config, checkpoint::ModelConfig::load(options_.model_config));
     source_ = checkpoint::make_dummy_source(config, 1);
+    if (cache_dtype_ == DType::kF8E4M3) {
+      constexpr int32_t kBlocks = 64;
+      fp8_blocks_ = random_fp8_blocks(
+          engine::latent_format(source_->config(), cache_dtype_), kBlockSize, kBlocks);
+    }
     int32_t longest = 1;
     int32_t most_sequences = 1;
     for (const auto& [batch, context] : options_.decode) {
@@ -166,8 +178,8 @@ class RankShardBench {
         options_.model_config,
         which,
         static_cast<double>(total) * 1e-9,
-        static_cast<double>(blocks_ * kBlockSize * source_->config().latent_width() * 2 *
-                            source_->config().num_hidden_layers) *
+        static_cast<double>(blocks_ * kBlockSize *
+                            engine::cache_bytes_per_token(source_->config(), cache_dtype_)) *
             1e-9,
         seconds_since(start));
     return absl::OkStatus();
@@ -177,29 +189,44 @@ class RankShardBench {
   absl::Status take_pages(Rank& rank) {
     const checkpoint::ModelConfig& config = source_->config();
     const int64_t rows = blocks_ * kBlockSize;
-    const int64_t width = config.latent_width();
+    const int64_t token_bytes = engine::latent_format(config, cache_dtype_).bytes_per_token();
     for (int32_t layer = 0; layer < config.num_hidden_layers; ++layer) {
       R1D_ASSIGN_OR_RETURN(auto buffer,
-                           rank.ops->allocate(static_cast<size_t>(rows * width * 2),
+                           rank.ops->allocate(static_cast<size_t>(rows * token_bytes),
                                               ops::MemoryKind::kLatentCache,
                                               "latent cache"));
-      R1D_ASSIGN_OR_RETURN(const bool filled,
-                           rank.ops->fill(buffer->data(),
-                                          {.key = static_cast<uint64_t>(layer) + 1,
-                                           .center = 0,
-                                           .amplitude = 1.7F,
-                                           .dtype = DType::kBF16,
-                                           .row_begin = 0,
-                                           .row_end = rows,
-                                           .col_begin = 0,
-                                           .col_end = width}));
-      static_cast<void>(filled);
+      R1D_RETURN_IF_ERROR(cache_dtype_ == DType::kF8E4M3 ? fill_fp8(rank, *buffer)
+                                                         : fill_bf16(rank, *buffer, layer));
       rank.pages.push_back({.data = buffer->data(),
-                            .dtype = DType::kBF16,
+                            .dtype = cache_dtype_,
                             .num_blocks = blocks_,
                             .block_size = kBlockSize,
-                            .width = width});
+                            .width = config.latent_width()});
       rank.buffers.push_back(std::move(buffer));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status fill_bf16(Rank& rank, ops::Buffer& buffer, int32_t layer) const {
+    return rank.ops
+        ->fill(buffer.data(),
+               {.key = static_cast<uint64_t>(layer) + 1,
+                .center = 0,
+                .amplitude = 1.7F,
+                .dtype = DType::kBF16,
+                .row_begin = 0,
+                .row_end = blocks_ * kBlockSize,
+                .col_begin = 0,
+                .col_end = source_->config().latent_width()})
+        .status();
+  }
+
+  // The same blocks again and again.
+  absl::Status fill_fp8(Rank& rank, ops::Buffer& buffer) const {
+    for (size_t at = 0; at < buffer.size(); at += fp8_blocks_.size()) {
+      const size_t count = std::min(fp8_blocks_.size(), buffer.size() - at);
+      R1D_RETURN_IF_ERROR(
+          rank.ops->upload(buffer.data() + at, std::span(fp8_blocks_).first(count)));
     }
     return absl::OkStatus();
   }
@@ -394,7 +421,9 @@ class RankShardBench {
 
   static constexpr int32_t kBlockSize = 64;
   const RankShardOptions& options_;
+  const DType cache_dtype_ = cache_dtype(options_.kv_cache_dtype, engine::Device::kCuda);
   std::unique_ptr<checkpoint::WeightSource> source_;
+  std::vector<std::byte> fp8_blocks_;  // what an FP8 cache is filled with
   std::vector<Rank> ranks_;
   engine::RankGroup group_;
   int64_t blocks_ = 1;

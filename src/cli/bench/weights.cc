@@ -105,8 +105,7 @@ class LoadBench {
             .num_threads = options_.world_size,
             .expert_split = expert_split(),
             .kv_cache_dtype = dtype,
-            .kv_cache_bytes = kBlockTokens * config.latent_width() * config.num_hidden_layers *
-                              dtype_bytes(dtype),
+            .kv_cache_bytes = kBlockTokens * engine::cache_bytes_per_token(config, dtype),
             .block_size = kBlockTokens,
             .max_model_len = kBlockTokens,
             .max_num_batched_tokens = kBlockTokens,

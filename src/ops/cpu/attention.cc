@@ -58,7 +58,7 @@ void Attention::layout(Arena& arena) {
   scores_ = arena.take<float>(threads * kQueryTile * kKeyTile);
   tile_keys_ = arena.take<float>(threads * kKeyTile * key_dim_);
   tile_values_ = arena.take<float>(threads * kKeyTile * value_dim_);
-  tile_latents_ = arena.take<float>(threads * kKeyTile * latent_dim_);
+  tile_latents_ = arena.take<float>(threads * kKeyTile * row_dim_);
   states_ = arena.take<SoftmaxState>(threads * chunk_);
 }
 
@@ -73,7 +73,7 @@ void Attention::run(const AttentionWeights& weights,
     const int64_t count = std::min(chunk_, x.rows - first);
     project_inputs(weights, x, first, count);
     parallel_.run(count, count * row_dim_ * 4, [&](int64_t t, int32_t /*thread*/) {
-      store_latent(pages, weights.kv_a_norm, first + t, kv_ + t * row_dim_);
+      norm_latent(pages, weights.kv_a_norm, first + t, kv_ + t * row_dim_);
     });
     finish_queries(weights, first, count);
     attend(weights, pages, first, count);
@@ -106,14 +106,14 @@ void Attention::project_inputs(const AttentionWeights& weights,
   gemm_.run(jobs_);
 }
 
-void Attention::store_latent(const LatentPages& pages,
-                             const float* norm,
-                             int64_t token,
-                             float* kv) const {
+void Attention::norm_latent(const LatentPages& pages,
+                            const float* norm,
+                            int64_t token,
+                            float* kv) const {
   rms_norm(kv, norm, dims_.rms_norm_eps, latent_dim_, kv);
   step_.rotate(token, kv + latent_dim_);
   const int32_t position = step_.inputs().positions[static_cast<size_t>(token)];
-  store_row(pages, step_.sequence_of(token), position, kv);
+  store_latent(pages, latent_dim_, step_.sequence_of(token), position, kv);
 }
 
 void Attention::finish_queries(const AttentionWeights& weights, int64_t first, int64_t count) {

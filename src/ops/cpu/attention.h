@@ -75,7 +75,7 @@ class Attention {
   struct NaiveScratch {
     float* keys = nullptr;           // [kKeyTile, dn + dr]
     float* values = nullptr;         // [kKeyTile, dv]
-    float* latents = nullptr;        // [kKeyTile, R]
+    float* latents = nullptr;        // [kKeyTile, R]; absorbed: [kKeyTile, R + dr]
     SoftmaxState* states = nullptr;  // [kQueryTokens]
   };
 
@@ -83,7 +83,7 @@ class Attention {
                       const Tensor& x,
                       int64_t first,
                       int64_t count);
-  void store_latent(const LatentPages& pages, const float* norm, int64_t token, float* kv) const;
+  void norm_latent(const LatentPages& pages, const float* norm, int64_t token, float* kv) const;
   void finish_queries(const AttentionWeights& weights, int64_t first, int64_t count);
   void attend(const AttentionWeights& weights,
               const LatentPages& pages,

@@ -102,8 +102,8 @@ void Attention::absorbed_heads(const LatentPages& pages,
   const void* rows[kKeyTile];
   for (int64_t key = 0; key < token.keys; key += kKeyTile) {
     const int64_t keys = std::min(kKeyTile, token.keys - key);
-    latent_rows(pages, *token.sequence, key, keys, rows);
-    const RowList list{rows, keys, pages.dtype};
+    const RowList list = latent_rows(
+        pages, latent_dim_, *token.sequence, key, keys, naive_scratch(thread).latents, rows);
     dot_rows(list, row_dim_, queries, row_dim_, count, scores(thread), kKeyTile);
     for (int64_t i = 0; i < count; ++i) {
       float* row = scores(thread) + i * kKeyTile;

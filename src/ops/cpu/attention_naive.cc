@@ -19,7 +19,7 @@ void dense_rows(const float* data, int64_t stride, int64_t count, const void** r
 Attention::NaiveScratch Attention::naive_scratch(int32_t thread) const {
   return {.keys = tile_keys_ + thread * kKeyTile * key_dim_,
           .values = tile_values_ + thread * kKeyTile * value_dim_,
-          .latents = tile_latents_ + thread * kKeyTile * latent_dim_,
+          .latents = tile_latents_ + thread * kKeyTile * row_dim_,
           .states = states_ + thread * chunk_};
 }
 
@@ -65,15 +65,14 @@ void Attention::expand_tile(const NaiveRun& run,
                             int64_t count,
                             int32_t thread) {
   const int64_t dn = dims_.qk_nope_head_dim;
-  const int64_t dr = dims_.qk_rope_head_dim;
   const NaiveScratch tile = naive_scratch(thread);
   for (int64_t i = 0; i < count; ++i) {
-    const std::byte* row = latent_row(pages, *run.sequence, first_key + i);
-    load_row(row, pages.dtype, latent_dim_, tile.latents + i * latent_dim_);
-    load_row(row + latent_dim_ * dtype_bytes(pages.dtype),
-             pages.dtype,
-             dr,
-             tile.keys + i * key_dim_ + dn);
+    load_latent(pages,
+                latent_dim_,
+                *run.sequence,
+                first_key + i,
+                tile.latents + i * latent_dim_,
+                tile.keys + i * key_dim_ + dn);
   }
   const auto expand = [&](int64_t first_row, int64_t rows, float* y, int64_t y_stride) {
     const GemmJob job{.weights = slice_rows(kv_b, head * (dn + value_dim_) + first_row, rows),

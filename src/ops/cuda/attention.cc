@@ -17,7 +17,14 @@ using kernels::Launch;
 kernels::LatentCache cache_of(const LatentPages& pages) {
   return {.data = pages.data,
           .block_size = pages.block_size,
-          .width = static_cast<int32_t>(pages.width)};
+          .width = static_cast<int32_t>(pages.width),
+          .dtype = pages.dtype};
+}
+
+int64_t token_bytes(const LatentPages& pages, const ModelDims& dims) {
+  const LatentFormat format{
+      .dtype = pages.dtype, .latent = dims.kv_lora_rank, .rope = dims.qk_rope_head_dim};
+  return format.bytes_per_token();
 }
 
 double bytes(int64_t count, int64_t width) {
@@ -163,7 +170,8 @@ absl::Status Attention::project(const PreparedAttention& weights,
   Rows q_low{.data = q_low_,
              .stride = q_lora,
              .quantized = quantizes ? q_low_quantized_ : kernels::QuantizedRows{}};
-  const Cost cost{.bytes = bytes(tokens * joint_dim_, 2) + bytes(tokens * row_dim_, 2) +
+  const Cost cost{.bytes = bytes(tokens * joint_dim_, 2) +
+                           bytes(tokens, token_bytes(pages, dims_)) +
                            bytes(tokens * q_lora, quantizes ? 1 : 2)};
   R1D_RETURN_IF_ERROR(launches_(Kind::kSplitNorm, cost, [&](const Launch& launch) {
     return kernels::mla_split_norm({.x = joint_,
@@ -206,21 +214,21 @@ absl::Status Attention::decode(const PreparedAttention& weights, const LatentPag
                       q_, weights.absorbed, rope, dims_.softmax_scale, shape(), q_latent_, launch);
                 }));
   const int64_t context = step_.decode_context();
-  R1D_RETURN_IF_ERROR(
-      launches_(Kind::kDecode,
-                {.bytes = bytes(context * row_dim_, 2) + bytes(tokens * heads_ * row_dim_, 2),
-                 .flops = 2.0 * static_cast<double>(context * heads_) *
-                          static_cast<double>(row_dim_ + dims_.kv_lora_rank)},
-                [&](const Launch& launch) {
-                  return kernels::mla_decode(q_latent_,
-                                             cache_of(pages),
-                                             pages.num_blocks,
-                                             step_.decode(),
-                                             shape(),
-                                             plan_,
-                                             decode_workspace_,
-                                             launch);
-                }));
+  R1D_RETURN_IF_ERROR(launches_(
+      Kind::kDecode,
+      {.bytes = bytes(context, token_bytes(pages, dims_)) + bytes(tokens * heads_ * row_dim_, 2),
+       .flops = 2.0 * static_cast<double>(context * heads_) *
+                static_cast<double>(row_dim_ + dims_.kv_lora_rank)},
+      [&](const Launch& launch) {
+        return kernels::mla_decode(q_latent_,
+                                   cache_of(pages),
+                                   pages.num_blocks,
+                                   step_.decode(),
+                                   shape(),
+                                   plan_,
+                                   decode_workspace_,
+                                   launch);
+      }));
   return launches_(Kind::kExpand,
                    {.bytes = bytes(matrix, 2) +
                              bytes(tokens * heads_ * (dims_.kv_lora_rank + dims_.v_head_dim), 2),
@@ -260,7 +268,8 @@ absl::Status Attention::gather(const PreparedAttention& weights,
                                         .num_keys = window.num_keys,
                                         .k_pe = k_pe_};
   const bool quantizes = weights.kv_b.is_tiled();
-  const Cost cost{.bytes = bytes(window.num_keys * row_dim_, quantizes ? 3 : 4)};
+  const Cost cost{.bytes = bytes(window.num_keys, token_bytes(pages, dims_)) +
+                           bytes(window.num_keys * row_dim_, quantizes ? 1 : 2)};
   R1D_RETURN_IF_ERROR(launches_(Kind::kGather, cost, [&](const Launch& launch) {
     return quantizes ? kernels::gather_latents(gathered, latents_quantized_, launch)
                      : kernels::gather_latents(gathered, latents_, launch);
@@ -329,7 +338,6 @@ absl::Status Attention::generic(const PreparedAttention& weights, const LatentPa
     return kernels::generic::attend({.dims = sizes,
                                      .q_latent = generic_q_,
                                      .cache = cache_of(pages),
-                                     .cache_dtype = pages.dtype,
                                      .sequences = step_.all(),
                                      .softmax_scale = dims_.softmax_scale,
                                      .o_latent = generic_o_,
