@@ -177,12 +177,24 @@ void measure(const Shape& s) {
               workspace.data(), weights(i), shape, plan.data(), attention.data(), {stream, false}));
         },
         kReplays);
-    std::printf(" | chain %6.1f (plain %6.1f) absorb %4.1f decode %6.1f expand %4.1f",
-                chain,
-                plain,
-                absorb,
-                decode,
-                expand);
+    const double projections = test::graph_time_us(
+        calls,
+        [&](int i, cudaStream_t stream) {
+          R1D_MUST(mla_absorb_queries(
+              q->data(), weights(i), step.rope, 0.1F, shape, q_latent.data(), {stream, true}));
+          R1D_MUST(mla_expand_values(
+              workspace.data(), weights(i), shape, plan.data(), attention.data(), {stream, true}));
+        },
+        kReplays);
+    std::printf(
+        " | chain %6.1f (plain %6.1f) absorb %4.1f decode %6.1f expand %4.1f, absorb + expand "
+        "programmatic %5.1f",
+        chain,
+        plain,
+        absorb,
+        decode,
+        expand,
+        projections);
   }
   const double floor = bytes / 4.3e6;
   std::printf(" us | %4.0f GB/s floor %5.1f (%.2fx)", bytes / chain / 1e3, floor, chain / floor);
@@ -194,7 +206,7 @@ void measure(const Shape& s) {
 }  // namespace
 }  // namespace r1d::kernels
 
-// Arguments: the first shape and how many (all).
+// Arguments: numbers of shapes (all).
 int main(int argc, char** argv) {
   const r1d::kernels::Shape shapes[] = {
       {16, 1, 1024, 1, 17.4},     {16, 1, 4096, 1, 22.4},     {16, 1, 16384, 1, 29.1},
@@ -207,7 +219,9 @@ int main(int argc, char** argv) {
       {16, 16, 4096, 2, 0, true}, {16, 64, 4096, 4, 0, true}, {128, 16, 4096, 1, 0, true},
   };
   const int total = static_cast<int>(std::size(shapes));
-  const int first = argc > 1 ? std::atoi(argv[1]) : 0;
-  const int count = argc > 2 ? std::atoi(argv[2]) : total;
-  for (int i = first; i < std::min(first + count, total); ++i) r1d::kernels::measure(shapes[i]);
+  for (int i = 0; i < total; ++i) {
+    bool wanted = argc == 1;
+    for (int k = 1; k < argc; ++k) wanted |= std::atoi(argv[k]) == i;
+    if (wanted) r1d::kernels::measure(shapes[i]);
+  }
 }

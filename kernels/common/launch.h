@@ -63,4 +63,13 @@ cudaError_t enqueue(void (*kernel)(Parameters...),
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
 
+// Leaves as much shared memory as there is to the kernels beside this one: an SM that would have to
+// shift its border between cache and shared memory cannot start the next kernel while one runs.
+template <typename... Parameters>
+cudaError_t leave_shared_memory(void (*kernel)(Parameters...)) {
+  return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                              cudaFuncAttributePreferredSharedMemoryCarveout,
+                              cudaSharedmemCarveoutMaxShared);
+}
+
 }  // namespace r1d::kernels

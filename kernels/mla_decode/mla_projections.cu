@@ -6,11 +6,14 @@
 //           and columns are permuted so that a lane's share of a token is 16 contiguous bytes, see
 //           fragment_source.
 // Bound     131 KB of weights a head each: 16 heads 2.1 MB, 0.5 us; the rest is latency.
-// Launch    absorb: 8 blocks of 128 threads a head and token group, without shared memory, so that
-//           they fit beside mla_decode's; expand: clusters of 8 blocks of 256 threads a head and
-//           token tile. Both load their weights before they wait for the kernel ahead.
+// Launch    About one block an SM. absorb: a head's latent values in 8, 2 or 1 blocks by 16 or 32
+//           tokens, with little shared memory, so that they fit beside mla_decode's. expand:
+//           clusters of 8, 4 or 2 blocks a head, or single ones with up to 32 tokens. Both load
+//           their weights before they wait for the kernel ahead.
 // Numerics  bf16 products, f32 sums; merge in f32 in the order of the splits.
 // Source    DeepSeek-V2 report, section 2.1; LSE merge as in Flash-Decoding.
+#include <algorithm>
+
 #include <cuda_fp8.h>
 
 #include "kernels/common/ptx.cuh"
@@ -21,8 +24,7 @@ namespace mla {
 namespace {
 
 constexpr float kLog2e = 1.4426950408889634F;
-constexpr int kSlicesPerHead = 8;  // blocks that share a head's weights
-constexpr int kTokens = 8;         // of one mma
+constexpr int kTokens = 8;  // of one mma
 
 // ---- weights -----------------------------------------------------------------------------------
 
@@ -104,343 +106,547 @@ __device__ __forceinline__ void mma_pair(float (&d)[4],
 
 // ---- absorb ------------------------------------------------------------------------------------
 
-constexpr int kAbsorbThreads = 128;
 constexpr int kAbsorbSteps = kNope / 16;
+constexpr int kMaxGroup = 32;                // tokens of a block
+constexpr int kQueryBytes = kNope * 2 + 64;  // of a token in shared memory; +64: no bank conflicts
 
-// Pairs 4 slice .. + 3 of the rope part of tokens [begin, end).
-__device__ void rotate(const __nv_bfloat16* q,
-                       const MlaRope& rope,
-                       float scale,
-                       int heads,
-                       int head,
-                       int slice,
-                       int begin,
-                       int end,
-                       __nv_bfloat16* q_latent) {
-  constexpr int kPairs = kRope / 2;
-  const int pair = 4 * slice + static_cast<int>(threadIdx.x) % 4;
+#ifdef R1D_SM90
+
+// Pairs `first` .. of the rope part of tokens [begin, end), by `threads` threads.
+template <int kPairs>
+__device__ __forceinline__ void rotate(const __nv_bfloat16* q,
+                                       const MlaRope& rope,
+                                       float scale,
+                                       int heads,
+                                       int head,
+                                       int first,
+                                       int begin,
+                                       int end,
+                                       int thread,
+                                       int threads,
+                                       __nv_bfloat16* q_latent) {
+  constexpr int kHalf = kRope / 2;
+  const int pair = first + thread % kPairs;
   const int low = rope.interleave ? 2 * pair : pair;
-  const int high = rope.interleave ? 2 * pair + 1 : pair + kPairs;
-  for (int t = begin + static_cast<int>(threadIdx.x) / 4; t < end; t += kAbsorbThreads / 4) {
+  const int high = rope.interleave ? 2 * pair + 1 : pair + kHalf;
+#pragma unroll 8
+  for (int t = begin + thread / kPairs; t < end; t += threads / kPairs) {
     const int64_t row = static_cast<int64_t>(t) * heads + head;
     const __nv_bfloat16* from = q + row * (kNope + kRope) + kNope;
     __nv_bfloat16* to = q_latent + row * kRow + kLatent;
     const float a = __bfloat162float(from[low]);
     const float b = __bfloat162float(from[high]);
     const float cos = rope.table[static_cast<int64_t>(t) * kRope + pair];
-    const float sin = rope.table[static_cast<int64_t>(t) * kRope + kPairs + pair];
+    const float sin = rope.table[static_cast<int64_t>(t) * kRope + kHalf + pair];
     to[low] = __float2bfloat16((a * cos - b * sin) * scale);
     to[high] = __float2bfloat16((a * sin + b * cos) * scale);
   }
 }
 
-// Block (8 head + slice, token group): 64 latent values of a head, 16 a warp.
-__global__ void __launch_bounds__(kAbsorbThreads) absorb_kernel(const __nv_bfloat16* q,
-                                                                const uint4* uk,
-                                                                MlaRope rope,
-                                                                float scale,
-                                                                int heads,
-                                                                int num_tokens,
-                                                                int group_tokens,
-                                                                __nv_bfloat16* q_latent) {
+#endif
+
+// How many warps multiply, and by how many tiles of 16 latent values each; a quarter as many
+// rotate.
+template <int kWarps, int kRowTiles>
+struct AbsorbForm {
+  static constexpr int kThreads = 32 * (kWarps + kWarps / 4);
+  static constexpr int kSlices = kLatent / 16 / kWarps / kRowTiles;  // blocks of a head
+};
+
+// Block (kSlices head + slice, token group).
+template <int kWarps, int kRowTiles>
+__global__ void __launch_bounds__(AbsorbForm<kWarps, kRowTiles>::kThreads, 1)
+    absorb_kernel(const __nv_bfloat16* q,
+                  MlaWeights weights,
+                  MlaRope rope,
+                  float scale,
+                  int heads,
+                  int num_tokens,
+                  int group_tokens,
+                  __nv_bfloat16* q_latent) {
 #ifdef R1D_SM90
-  const int head = static_cast<int>(blockIdx.x) / kSlicesPerHead;
-  const int slice = static_cast<int>(blockIdx.x) % kSlicesPerHead;
+  constexpr int kSlices = AbsorbForm<kWarps, kRowTiles>::kSlices;
+  const int head = static_cast<int>(blockIdx.x) / kSlices;
+  const int slice = static_cast<int>(blockIdx.x) % kSlices;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int tile = 4 * slice + static_cast<int>(threadIdx.x) / 32;
-  uint32_t a[kAbsorbSteps][4];
-  const uint4* fragments =
-      uk + (static_cast<int64_t>(head) * (kLatent / 16) + tile) * kAbsorbSteps * 32;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int begin = static_cast<int>(blockIdx.y) * group_tokens;
+  const int end = min(begin + group_tokens, num_tokens);
+  if (warp >= kWarps) {
+    if (threadIdx.x == 32 * kWarps && blockIdx.y == 0) {  // for mla_expand_values
+      constexpr int kBytes = kValue * kLatent * 2 / kSlices;
+      bulk_prefetch_l2(
+          static_cast<const uint8_t*>(weights.uv) + static_cast<int64_t>(blockIdx.x) * kBytes,
+          kBytes);
+    }
+    grid_launch_dependents();
+    grid_dependency_wait();
+    constexpr int kPairs = kRope / 2 / kSlices;
+    rotate<kPairs>(q,
+                   rope,
+                   scale,
+                   heads,
+                   head,
+                   slice * kPairs,
+                   begin,
+                   end,
+                   static_cast<int>(threadIdx.x) - 32 * kWarps,
+                   32 * (kWarps / 4),
+                   q_latent);
+    return;
+  }
+  const int tile = (slice * kWarps + warp) * kRowTiles;
+  uint32_t a[kRowTiles][kAbsorbSteps][4];
+  const uint4* fragments = static_cast<const uint4*>(weights.uk) +
+                           (static_cast<int64_t>(head) * (kLatent / 16) + tile) * kAbsorbSteps * 32;
 #pragma unroll
-  for (int step = 0; step < kAbsorbSteps; ++step)
-    load_weights(a[step], fragments + step * 32 + lane);
+  for (int i = 0; i < kRowTiles * kAbsorbSteps; ++i) {
+    load_weights(a[i / kAbsorbSteps][i % kAbsorbSteps], fragments + i * 32 + lane);
+  }
   grid_launch_dependents();  // mla_decode may begin to load the cache
   grid_dependency_wait();
 
-  const int begin = static_cast<int>(blockIdx.y) * group_tokens;
-  const int end = min(begin + group_tokens, num_tokens);
-#pragma unroll 2
-  for (int t = begin; t < end; t += kTokens) {
-    const int from = t + lane / 4;
-    const uint4* row = reinterpret_cast<const uint4*>(
-        q + (static_cast<int64_t>(min(from, end - 1)) * heads + head) * (kNope + kRope));
+  __shared__ __align__(128) uint8_t rows[kMaxGroup * kQueryBytes];
+  for (int i = threadIdx.x; i < (end - begin) * (kNope / 8); i += 32 * kWarps) {
+    const int64_t row = static_cast<int64_t>(begin + i / (kNope / 8)) * heads + head;
+    cp_async_16(smem_address(rows + i / (kNope / 8) * kQueryBytes + i % (kNope / 8) * 16),
+                q + row * (kNope + kRope) + i % (kNope / 8) * 8);
+  }
+  cp_async_commit();
+  cp_async_wait<0>();
+  named_barrier(1, 32 * kWarps);
+#pragma unroll 1
+  for (int first = begin; first < end; first += kTokens) {
+    // Rows past the last token hold anything: each token is a column of its own.
+    const uint8_t* row = rows + (first - begin + lane / 4) * kQueryBytes + lane % 4 * 16;
     uint4 token[kAbsorbSteps / 2];
 #pragma unroll
-    for (int pair = 0; pair < kAbsorbSteps / 2; ++pair) token[pair] = row[4 * pair + lane % 4];
-    float d[4] = {};
-#pragma unroll
     for (int pair = 0; pair < kAbsorbSteps / 2; ++pair) {
-      mma_pair(d, a[2 * pair], a[2 * pair + 1], token[pair]);
+      token[pair] = *reinterpret_cast<const uint4*>(row + pair * 64);
     }
 #pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      const int to = t + 2 * (lane % 4) + c;
-      if (to >= end) continue;
-      __nv_bfloat16* out = q_latent + (static_cast<int64_t>(to) * heads + head) * kRow + 16 * tile;
-      reinterpret_cast<__nv_bfloat162*>(out)[lane / 4] =
-          __floats2bfloat162_rn(d[c] * scale, d[2 + c] * scale);
+    for (int i = 0; i < kRowTiles; ++i) {
+      float d[4] = {};
+#pragma unroll
+      for (int pair = 0; pair < kAbsorbSteps / 2; ++pair) {
+        mma_pair(d, a[i][2 * pair], a[i][2 * pair + 1], token[pair]);
+      }
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const int to = first + 2 * (lane % 4) + c;
+        if (to >= end) continue;
+        __nv_bfloat16* out =
+            q_latent + (static_cast<int64_t>(to) * heads + head) * kRow + 16 * (tile + i);
+        reinterpret_cast<__nv_bfloat162*>(out)[lane / 4] =
+            __floats2bfloat162_rn(d[c] * scale, d[2 + c] * scale);
+      }
     }
   }
-  rotate(q, rope, scale, heads, head, slice, begin, end, q_latent);
 #endif
 }
 
 // ---- expand ------------------------------------------------------------------------------------
 
-constexpr int kExpandThreads = 256;
-constexpr int kExpandWarps = kExpandThreads / 32;
-constexpr int kExpandSteps = kLatent / 16 / kExpandWarps;  // of one warp: K is split over the warps
+constexpr int kPairs = kLatent / 32;  // of k steps
+constexpr int kChunk = 64;            // latent values that 16 lanes merge, four each
+constexpr int kChunks = kLatent / kChunk;
+constexpr int kMaxTiles = 4;                 // of 8 tokens, of a block
 constexpr int kRowBytes = kLatent * 2 + 64;  // of a token in shared memory; +64: no bank conflicts
-constexpr int kLanes = 16;  // that hold a token's 64 latent values of a block, four each
-constexpr int kMergers = kExpandThreads / kLanes;
+
+struct ExpandArguments {
+  WorkspaceView in;
+  const TokenSplits* plan;
+  const uint4* uv;
+  int32_t heads;
+  int32_t num_tokens;
+  int32_t tiles;         // of 8 tokens, of a block
+  int32_t slot_columns;  // of the workspace
+  int32_t max_splits;
+  bool deterministic;
+  __nv_bfloat16* attention;
+};
+
+// How kSplit blocks share a head.
+template <int kSplit>
+struct ExpandForm {
+  // Large clusters of which an SM holds only one would not all find a place.
+  static constexpr int kThreads = kSplit >= 4 ? 256 : 512;
+  static constexpr int kWarps = kThreads / 32;
+  static constexpr int kOutputs = kValue / kSplit;  // of a block
+  static constexpr int kRowTiles = kOutputs / 16;
+  static constexpr int kParts = kWarps / kRowTiles;  // of K: a warp each
+  static constexpr int kOwnPairs = kPairs / kParts;
+  static constexpr int kOwnChunks = kChunks / kSplit;               // that a block merges
+  static constexpr int kPitch = kOutputs + 4;                       // no bank conflicts
+  static constexpr int kSumsBytes = kParts * kTokens * kPitch * 4;  // of a tile of tokens
+
+  // Shared memory: o_latent, bf16 [tokens][kRowBytes]; the parts' sums (and before them those of
+  // who shares a token's splits); the splits' weights [tokens][max_splits].
+  static size_t shared_bytes(const ExpandArguments& args) {
+    const auto tokens = static_cast<size_t>(args.tiles) * kTokens;
+    return tokens * (kRowBytes + static_cast<size_t>(args.max_splits) * 4) +
+           static_cast<size_t>(args.tiles) * kSumsBytes;
+  }
+};
 
 #ifdef R1D_SM90
+
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-#endif
-
-// A sum of splits: each weighs 2^(its log-sum-exp - most).
-struct Merged {
-  float4 sum = {0, 0, 0, 0};  // of four latent values
-  float weight = 0;
-  float most = -INFINITY;
-};
-
-template <int kTiles>
-struct ExpandShared {
-  union {
-    // o_latent, bf16; the cluster's blocks fill 64 values of a token each.
-    uint8_t tokens[kTiles * kTokens][kRowBytes];
-    float sums[kExpandWarps][kTiles][16][kTokens];
-  };
-  Merged merged[kMergers][kLanes];
-};
-
-#ifdef R1D_SM90
-
+// Loads without branches, which would keep them apart; zeros (or -inf) when !valid.
+__device__ __forceinline__ float4 load_sums(const float* from, bool valid) {
+  float4 v;
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %5, 0;\n"
+      "mov.b32 %0, 0;\nmov.b32 %1, 0;\nmov.b32 %2, 0;\nmov.b32 %3, 0;\n"
+      "@p ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];\n}"
+      : "=&f"(v.x), "=&f"(v.y), "=&f"(v.z), "=&f"(v.w)
+      : "l"(from), "r"(static_cast<int>(valid))
+      : "memory");
+  return v;
+}
+__device__ __forceinline__ float load_lse(const float* from, bool valid) {
+  float v;
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %2, 0;\n"
+      "mov.b32 %0, 0fFF800000;\n@p ld.global.cg.f32 %0, [%1];\n}"
+      : "=&f"(v)
+      : "l"(from), "r"(static_cast<int>(valid))
+      : "memory");
+  return v;
+}
 __device__ __forceinline__ void cluster_store_u64(uint32_t remote, uint2 value) {
   asm volatile("st.shared::cluster.v2.u32 [%0], {%1, %2};" ::"r"(remote), "r"(value.x), "r"(value.y)
                : "memory");
 }
-__device__ __forceinline__ void merge(Merged& to, const float4& sum, float weight, float most) {
-  const float above = fmaxf(to.most, most);
-  if (above == -INFINITY) return;
-  const float old_factor = exp2_fast(to.most - above);
-  const float factor = exp2_fast(most - above);
-  to.sum.x = to.sum.x * old_factor + sum.x * factor;
-  to.sum.y = to.sum.y * old_factor + sum.y * factor;
-  to.sum.z = to.sum.z * old_factor + sum.z * factor;
-  to.sum.w = to.sum.w * old_factor + sum.w * factor;
-  to.weight = to.weight * old_factor + weight * factor;
-  to.most = above;
+__device__ __forceinline__ uint2 pack_bf16x4(const float4& v) {
+  const __nv_bfloat162 low = __floats2bfloat162_rn(v.x, v.y);
+  const __nv_bfloat162 high = __floats2bfloat162_rn(v.z, v.w);
+  return make_uint2(reinterpret_cast<const uint32_t&>(low),
+                    reinterpret_cast<const uint32_t&>(high));
+}
+__device__ __forceinline__ void add(float4& to, const float4& v) {
+  to.x += v.x;
+  to.y += v.y;
+  to.z += v.z;
+  to.w += v.w;
+}
+__device__ __forceinline__ void add_scaled(float4& to, const float4& v, float factor) {
+  to.x = fmaf(v.x, factor, to.x);
+  to.y = fmaf(v.y, factor, to.y);
+  to.z = fmaf(v.z, factor, to.z);
+  to.w = fmaf(v.w, factor, to.w);
+}
+// Row of the workspace that holds split k of a token.
+__device__ __forceinline__ int64_t split_row(const TokenSplits& splits,
+                                             int k,
+                                             const ExpandArguments& args,
+                                             int head) {
+  const int slot = k == 0 ? splits.first : splits.next + (k - 1) * splits.step;
+  return static_cast<int64_t>(slot) * args.slot_columns + splits.query * args.heads + head;
 }
 
-// Splits first, first + stride, .. of four latent values of a token and head. All loads of a batch
-// go out together.
-__device__ Merged merge_share(const WorkspaceView& in,
-                              const TokenSplits& splits,
-                              int column,   // within a slot
-                              int columns,  // of a slot
-                              int first,
-                              int stride,
-                              int value) {
-  constexpr int kBatch = 8;
-  const auto* partial = reinterpret_cast<const float4*>(in.partial + value);
-  const int step = splits.step * columns;
-  const int second = splits.next * columns + column;
-  Merged merged;
-  for (int k = first; k < splits.count; k += kBatch * stride) {
-    // Splits past the last read it again and weigh nothing: no branch keeps the loads apart.
-    float4 sums[kBatch];
-    float lse[kBatch];
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const int split = min(k + i * stride, splits.count - 1);
-      const int row = split == 0 ? splits.first * columns + column : second + (split - 1) * step;
-      lse[i] = __ldcg(in.lse + row);
-      sums[i] = __ldcg(partial + static_cast<int64_t>(row) * (kLatent / 4));
-    }
-    float most = merged.most;
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      if (k + i * stride >= splits.count) lse[i] = -INFINITY;
-      most = fmaxf(most, lse[i]);
-    }
-    const float base = most == -INFINITY ? 0.0F : most;
-    const float decay = exp2_fast(merged.most - base);
-    merged.most = most;
-    merged.weight *= decay;
-    merged.sum = make_float4(
-        merged.sum.x * decay, merged.sum.y * decay, merged.sum.z * decay, merged.sum.w * decay);
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const float weight = exp2_fast(lse[i] - base);
-      merged.weight += weight;
-      merged.sum.x += weight * sums[i].x;
-      merged.sum.y += weight * sums[i].y;
-      merged.sum.z += weight * sums[i].z;
-      merged.sum.w += weight * sums[i].w;
-    }
-  }
-  return merged;
-}
-
-#endif
-
-// Cluster (head, token tile), rank r of 8: merges latent values 64 r .. + 63 for the cluster's
-// blocks, then computes outputs 16 r .. + 15.
-template <int kTiles>
-__global__ void __launch_bounds__(kExpandThreads) expand_kernel(WorkspaceView in,
-                                                                const TokenSplits* plan,
-                                                                const uint4* uv,
-                                                                int heads,
-                                                                int num_tokens,
-                                                                int group_columns,
-                                                                int groups,
-                                                                bool deterministic,
-                                                                __nv_bfloat16* attention) {
-#ifdef R1D_SM90
-  __shared__ ExpandShared<kTiles> shared;
-  const int head = static_cast<int>(blockIdx.x) / kSlicesPerHead;
-  const int rank = static_cast<int>(blockIdx.x) % kSlicesPerHead;
+// A warp: the weights of a token's splits, 2^(lse - most) over their sum.
+__device__ __forceinline__ void weigh_splits(const TokenSplits& splits,
+                                             const ExpandArguments& args,
+                                             int head,
+                                             float* weights) {
+  constexpr int kRounds = kMaxParts / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  uint32_t a[kExpandSteps][4];
-  const uint4* fragments =
-      uv + ((static_cast<int64_t>(head) * kSlicesPerHead + rank) * (kLatent / 16) +
-            warp * kExpandSteps) *
-               32;
+  float lse[kRounds];
+  float most = -INFINITY;
 #pragma unroll
-  for (int step = 0; step < kExpandSteps; ++step)
-    load_weights(a[step], fragments + step * 32 + lane);
-  cluster_arrive();  // the others' shared memory may be written once all have started
-  const int begin = static_cast<int>(blockIdx.y) * kTiles * kTokens;
-  const int count = min(kTiles * kTokens, num_tokens - begin);
-  // 16 lanes a token; when tokens are few, several mergers share a token's splits.
-  int mergers = 1;
-  // Their sums associate otherwise, so not where bits must not depend on the batch.
-  while (!deterministic && 2 * mergers * count <= kMergers) mergers *= 2;
-  const int merger = static_cast<int>(threadIdx.x) / kLanes;
-  const int share = merger % mergers;
-  const int value = rank * 64 + lane % kLanes * 4;
+  for (int i = 0; i < kRounds; ++i) {
+    const int k = lane + 32 * i;
+    lse[i] = load_lse(args.in.lse + split_row(splits, k, args, head), k < splits.count);
+  }
+#pragma unroll
+  for (const float value : lse) most = fmaxf(most, value);
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) most = fmaxf(most, __shfl_xor_sync(~0U, most, step));
+  const float base = most == -INFINITY ? 0.0F : most;
+  float sum = 0;
+#pragma unroll
+  for (float& value : lse) {
+    value = exp2_fast(value - base);
+    sum += value;
+  }
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0U, sum, step);
+  const float scale = sum > 0 ? 1.0F / sum : 0.0F;
+#pragma unroll
+  for (int i = 0; i < kRounds; ++i) {
+    const int k = lane + 32 * i;
+    if (k < splits.count) weights[k] = lse[i] * scale;
+  }
+}
+
+// Merges the block's kOwnChunks chunks of its tokens' latent values and gives them to all blocks of
+// the cluster. 16 lanes take some chunks of one token, kAtOnce in flight together; where tokens are
+// few they share its splits as well.
+template <int kSplit, int kAtOnce>
+__device__ __forceinline__ void merge_splits(const ExpandArguments& args,
+                                             int head,
+                                             int rank,
+                                             int begin,
+                                             int count,
+                                             uint8_t* tokens,
+                                             float4* shares,
+                                             float* weights) {
+  constexpr int kOwn = ExpandForm<kSplit>::kOwnChunks;
+  constexpr int kWarps = ExpandForm<kSplit>::kWarps;
+  constexpr int kMergers = 2 * kWarps;
+  constexpr int kSplits = (kSplit >= 4 ? 12 : 8) / kAtOnce;  // in flight together
+  const int lane = static_cast<int>(threadIdx.x) % 16;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int merger = static_cast<int>(threadIdx.x) / 16;
+  const int per_token = kMergers >> (count > 1 ? 32 - __clz(count - 1) : 0);
+  // Shared sums associate otherwise, so not where bits must not depend on the batch.
+  const int sharers = args.deterministic ? 1 : max(per_token / kOwn, 1);
+  const int token = merger / per_token;
+  const int share = merger % per_token % sharers;
+  const int first = merger % per_token / sharers;  // chunk
+  const int stride = per_token / sharers;
+  const auto value_of = [&](int chunk) { return (rank * kOwn + chunk) * kChunk + lane * 4; };
   // The plan is older than the kernel ahead.
-  TokenSplits splits{};
-  if (merger / mergers < count) splits = plan[begin + merger / mergers];
+  const TokenSplits splits = token < count ? args.plan[begin + token] : TokenSplits{};
+  TokenSplits weighed = warp < count ? args.plan[begin + warp] : TokenSplits{};
   grid_dependency_wait();
   grid_launch_dependents();
-  cluster_wait();
 
-  const int rounds = (count * mergers + kMergers - 1) / kMergers;  // one where mergers > 1
-  for (int round = 0; round < rounds; ++round) {
-    const int token = (round * kMergers + merger) / mergers;
-    if (round > 0) splits = token < count ? plan[begin + token] : TokenSplits{};
-    Merged merged;
-    if (splits.count > 1) {
-      merged = merge_share(
-          in, splits, splits.query * heads + head, groups * group_columns, share, mergers, value);
-    }
-    if (mergers > 1) {
-      shared.merged[merger][lane % kLanes] = merged;
-      __syncthreads();
-    }
-    if (share != 0 || token >= count) continue;
-    for (int i = 1; i < mergers; ++i) {
-      const Merged& other = shared.merged[merger + i][lane % kLanes];
-      merge(merged, other.sum, other.weight, other.most);
-    }
-    uint2 packed = make_uint2(0, 0);
-    if (splits.count > 1) {
-      const float scale = 1.0F / merged.weight;
-      const float4& sum = merged.sum;
-      const __nv_bfloat162 low = __floats2bfloat162_rn(sum.x * scale, sum.y * scale);
-      const __nv_bfloat162 high = __floats2bfloat162_rn(sum.z * scale, sum.w * scale);
-      packed = make_uint2(reinterpret_cast<const uint32_t&>(low),
-                          reinterpret_cast<const uint32_t&>(high));
-    } else if (splits.count == 1) {
-      const int64_t row = static_cast<int64_t>(begin + token) * heads + head;
-      packed = __ldcg(reinterpret_cast<const uint2*>(static_cast<const __nv_bfloat16*>(in.latent) +
-                                                     row * kLatent + value));
-    }
-    const uint32_t to = smem_address(&shared.tokens[token][value * 2]);
+  const int num_splits = splits.count > 1 ? splits.count : 0;
+  float4 sums[kAtOnce][kSplits];
+  const auto load = [&](int chunk, int k) {
 #pragma unroll
-    for (int r = 0; r < kSlicesPerHead; ++r) cluster_store_u64(cluster_address(to, r), packed);
+    for (int j = 0; j < kSplits; ++j) {
+      const int split = k + j * sharers;
+      const float* row = args.in.partial + split_row(splits, split, args, head) * kLatent;
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int at = chunk + i * stride;
+        sums[i][j] = load_sums(row + value_of(at), at < kOwn && split < num_splits);
+      }
+    }
+  };
+  const auto give = [&](int chunk, uint2 packed) {
+    uint8_t* to = tokens + token * kRowBytes + value_of(chunk) * 2;
+    if constexpr (kSplit == 1) {
+      *reinterpret_cast<uint2*>(to) = packed;
+    } else {
+#pragma unroll
+      for (int r = 0; r < kSplit; ++r) {
+        cluster_store_u64(cluster_address(smem_address(to), r), packed);
+      }
+    }
+  };
+  load(first, share);
+  for (int t = warp; t < count; t += kWarps) {
+    if (t != warp) weighed = args.plan[begin + t];
+    if (weighed.count > 1) weigh_splits(weighed, args, head, weights + t * args.max_splits);
   }
-  cluster_arrive();
-  cluster_wait();
-
-  // Product: each warp has an eighth of K.
-  float d[kTiles][4] = {};
-#pragma unroll
-  for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-    for (int pair = 0; pair < kExpandSteps / 2; ++pair) {
-      const int k = 32 * (warp * kExpandSteps / 2 + pair) + 8 * (lane % 4);
-      const uint4 token =
-          *reinterpret_cast<const uint4*>(&shared.tokens[tile * kTokens + lane / 4][k * 2]);
-      mma_pair(d[tile], a[2 * pair], a[2 * pair + 1], token);
-    }
-  }
+  if constexpr (kSplit > 1) cluster_wait();
   __syncthreads();
+
+  const float* own_weights = weights + token * args.max_splits;
+  float4 merged[kAtOnce];
+  for (int chunk = first; chunk < kOwn; chunk += kAtOnce * stride) {
 #pragma unroll
-  for (int tile = 0; tile < kTiles; ++tile) {
+    for (float4& sum : merged) sum = make_float4(0, 0, 0, 0);
+    for (int k = share; k < num_splits; k += kSplits * sharers) {
+      if (chunk != first || k != share) load(chunk, k);
+#pragma unroll
+      for (int j = 0; j < kSplits; ++j) {
+        const int split = k + j * sharers;
+        const float weight = split < num_splits ? own_weights[split] : 0.0F;
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) add_scaled(merged[i], sums[i][j], weight);
+      }
+    }
+    if (sharers > 1 || token >= count || splits.count == 1) continue;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (chunk + i * stride < kOwn) give(chunk + i * stride, pack_bf16x4(merged[i]));
+    }
+  }
+  if (sharers > 1) {  // one chunk each; lanes 0 .. 15 of a warp and the others share one
+    merged[0].x += __shfl_xor_sync(~0U, merged[0].x, 16);
+    merged[0].y += __shfl_xor_sync(~0U, merged[0].y, 16);
+    merged[0].z += __shfl_xor_sync(~0U, merged[0].z, 16);
+    merged[0].w += __shfl_xor_sync(~0U, merged[0].w, 16);
+    if (merger % 2 == 0) shares[merger / 2 * 16 + lane] = merged[0];
+    __syncthreads();
+    if (share == 0 && token < count && splits.count != 1) {
+      for (int i = 1; i < sharers / 2; ++i) add(merged[0], shares[(merger / 2 + i) * 16 + lane]);
+      give(first, pack_bf16x4(merged[0]));
+    }
+  }
+  if (splits.count == 1 && share == 0) {
+    const auto* row = static_cast<const __nv_bfloat16*>(args.in.latent) +
+                      (static_cast<int64_t>(begin + token) * args.heads + head) * kLatent;
+    uint2 whole[kOwn];
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      const int chunk = first + i * stride;
+      if (chunk < kOwn) whole[i] = __ldcg(reinterpret_cast<const uint2*>(row + value_of(chunk)));
+    }
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      if (first + i * stride < kOwn) give(first + i * stride, whole[i]);
+    }
+  }
+}
+
+// A warp: its row tile times its pairs of K for eight tokens. Pairs add up as a binary tree over
+// all of K, here and in expand_kernel, so that the bits do not depend on kSplit.
+template <int kOwnPairs>
+__device__ __forceinline__ void multiply(const uint32_t (&a)[kOwnPairs][2][4],
+                                         const uint8_t* row,  // of this lane's token, own pairs
+                                         float (&out)[4]) {
+  float d[kOwnPairs][4] = {};
+#pragma unroll
+  for (int pair = 0; pair < kOwnPairs; ++pair) {
+    const uint4 token = *reinterpret_cast<const uint4*>(row + pair * 64);
+    mma_pair(d[pair], a[pair][0], a[pair][1], token);
+  }
+#pragma unroll
+  for (int step = 1; step < kOwnPairs; step *= 2) {
+#pragma unroll
+    for (int pair = 0; pair < kOwnPairs; pair += 2 * step) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) d[pair][i] += d[pair + step][i];
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) out[i] = d[0][i];
+}
+
+#endif
+
+// Cluster (head, 8 args.tiles tokens) of kSplit blocks: block `rank` merges a kSplit-th of the
+// latent values for all of them, then computes a kSplit-th of the outputs.
+template <int kSplit, int kAtOnce>
+__global__ void __launch_bounds__(ExpandForm<kSplit>::kThreads,
+                                  ExpandForm<kSplit>::kThreads == 512 ? 1 : 2)
+    expand_kernel(const __grid_constant__ ExpandArguments args) {
+#ifdef R1D_SM90
+  using Form = ExpandForm<kSplit>;
+  extern __shared__ __align__(128) uint8_t tokens[];
+  auto* sums = reinterpret_cast<float*>(tokens + args.tiles * kTokens * kRowBytes);
+  float* weights = sums + args.tiles * (Form::kSumsBytes / 4);
+  const int head = static_cast<int>(blockIdx.x) / kSplit;
+  const int rank = static_cast<int>(blockIdx.x) % kSplit;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int tile = warp % Form::kRowTiles;
+  const int part = warp / Form::kRowTiles;
+  uint32_t a[Form::kOwnPairs][2][4];
+  const uint4* fragments =
+      args.uv + ((static_cast<int64_t>(head) * (kValue / 16) + rank * Form::kRowTiles + tile) *
+                     (kLatent / 16) +
+                 part * Form::kOwnPairs * 2) *
+                    32;
+#pragma unroll
+  for (int i = 0; i < Form::kOwnPairs * 2; ++i)
+    load_weights(a[i / 2][i % 2], fragments + i * 32 + lane);
+  // The others' shared memory may be written once all have started.
+  if constexpr (kSplit > 1) cluster_arrive();
+  const int begin = static_cast<int>(blockIdx.y) * args.tiles * kTokens;
+  const int count = min(args.tiles * kTokens, args.num_tokens - begin);
+  merge_splits<kSplit, kAtOnce>(
+      args, head, rank, begin, count, tokens, reinterpret_cast<float4*>(sums), weights);
+  if constexpr (kSplit > 1) {
+    cluster_arrive();
+    cluster_wait();
+  } else {
+    __syncthreads();
+  }
+
+  // Rows of `tokens` past `count` hold anything: each token is a column of its own.
+#pragma unroll 1
+  for (int n = 0; n * kTokens < count; ++n) {
+    float d[4];
+    multiply<Form::kOwnPairs>(
+        a,
+        tokens + (n * kTokens + lane / 4) * kRowBytes + part * Form::kOwnPairs * 64 + lane % 4 * 16,
+        d);
+    float* to = sums + n * (Form::kSumsBytes / 4) + part * kTokens * Form::kPitch;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      shared.sums[warp][tile][lane / 4 + 8 * (i / 2)][2 * (lane % 4) + i % 2] = d[tile][i];
+      to[(2 * (lane % 4) + i % 2) * Form::kPitch + tile * 16 + lane / 4 + 8 * (i / 2)] = d[i];
     }
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < count * 16; i += kExpandThreads) {
-    const int token = i / 16;
-    const int output = i % 16;
-    float sum = 0;
+  for (int i = threadIdx.x; i < count * (Form::kOutputs / 2); i += Form::kThreads) {
+    const int token = i / (Form::kOutputs / 2);
+    const int output = i % (Form::kOutputs / 2) * 2;
+    const float* from =
+        sums + token / kTokens * (Form::kSumsBytes / 4) + token % kTokens * Form::kPitch + output;
+    float2 d[Form::kParts];
 #pragma unroll
-    for (int w = 0; w < kExpandWarps; ++w) {
-      sum += shared.sums[w][token / kTokens][output][token % kTokens];
+    for (int p = 0; p < Form::kParts; ++p) {
+      d[p] = *reinterpret_cast<const float2*>(from + p * kTokens * Form::kPitch);
     }
-    attention[(static_cast<int64_t>(begin + token) * heads + head) * kValue + 16 * rank + output] =
-        __float2bfloat16(sum);
+#pragma unroll
+    for (int step = 1; step < Form::kParts; step *= 2) {
+#pragma unroll
+      for (int p = 0; p < Form::kParts; p += 2 * step) {
+        d[p].x += d[p + step].x;
+        d[p].y += d[p + step].y;
+      }
+    }
+    const int64_t row = static_cast<int64_t>(begin + token) * args.heads + head;
+    *reinterpret_cast<__nv_bfloat162*>(args.attention + row * kValue + rank * Form::kOutputs +
+                                       output) = __floats2bfloat162_rn(d[0].x, d[0].y);
   }
 #endif
 }
 
-// Tokens of one block of absorb_kernel: more blocks read the weights again from L2.
-int absorb_group_tokens(int num_tokens) {
-  return num_tokens <= 64 ? 16 : 32;
-}
-// Tiles of eight tokens of one cluster of expand_kernel.
-int expand_tiles(int num_tokens) {
-  return num_tokens <= 32 ? 1 : 4;
-}
-
-template <int kTiles>
-cudaError_t launch_expand(const void* workspace,
+template <int kWarps, int kRowTiles>
+cudaError_t launch_absorb(const void* q,
                           const MlaWeights& weights,
+                          const MlaRope& rope,
+                          float scale,
                           const MlaShape& shape,
-                          const void* plan,
-                          void* attention,
+                          int group_tokens,
+                          void* q_latent,
                           const Launch& launch) {
-  const Tiling t = tiling(shape);
-  const int tile = kTiles * kTokens;
-  const cudaError_t error = leave_shared_memory(expand_kernel<kTiles>);
+  using Form = AbsorbForm<kWarps, kRowTiles>;
+  const auto kernel = absorb_kernel<kWarps, kRowTiles>;
+  const cudaError_t error = leave_shared_memory(kernel);
   if (error != cudaSuccess) return error;
-  return enqueue(expand_kernel<kTiles>,
-                 Grid{.blocks = dim3(static_cast<unsigned>(shape.heads * kSlicesPerHead),
-                                     static_cast<unsigned>((shape.num_tokens + tile - 1) / tile)),
-                      .threads = dim3(kExpandThreads),
-                      .cluster = kSlicesPerHead},
+  const int groups = (shape.num_tokens + group_tokens - 1) / group_tokens;
+  return enqueue(kernel,
+                 Grid{.blocks = dim3(static_cast<unsigned>(shape.heads * Form::kSlices),
+                                     static_cast<unsigned>(groups)),
+                      .threads = dim3(Form::kThreads)},
                  launch,
-                 workspace_view(workspace, shape),
-                 plan_view(plan, shape).tokens,
-                 static_cast<const uint4*>(weights.uv),
+                 static_cast<const __nv_bfloat16*>(q),
+                 weights,
+                 rope,
+                 scale,
                  shape.heads,
                  shape.num_tokens,
-                 t.columns,
-                 t.groups,
-                 shape.deterministic,
-                 static_cast<__nv_bfloat16*>(attention));
+                 group_tokens,
+                 static_cast<__nv_bfloat16*>(q_latent));
+}
+
+template <int kSplit, int kAtOnce>
+cudaError_t launch_expand(const ExpandArguments& args, const Launch& launch) {
+  const auto kernel = expand_kernel<kSplit, kAtOnce>;
+  const cudaError_t error = leave_shared_memory(kernel);
+  if (error != cudaSuccess) return error;
+  const int tile = args.tiles * kTokens;
+  return enqueue(kernel,
+                 Grid{.blocks = dim3(static_cast<unsigned>(args.heads * kSplit),
+                                     static_cast<unsigned>((args.num_tokens + tile - 1) / tile)),
+                      .threads = dim3(ExpandForm<kSplit>::kThreads),
+                      .shared_bytes = ExpandForm<kSplit>::shared_bytes(args),
+                      .cluster = kSplit},
+                 launch,
+                 args);
 }
 
 }  // namespace
@@ -481,22 +687,16 @@ cudaError_t mla_absorb_queries(const void* q,
                                void* q_latent,
                                const Launch& launch) {
   if (shape.num_tokens == 0) return cudaSuccess;
-  const cudaError_t error = mla::leave_shared_memory(mla::absorb_kernel);
-  if (error != cudaSuccess) return error;
-  const int group = mla::absorb_group_tokens(shape.num_tokens);
-  return enqueue(mla::absorb_kernel,
-                 Grid{.blocks = dim3(static_cast<unsigned>(shape.heads * mla::kSlicesPerHead),
-                                     static_cast<unsigned>((shape.num_tokens + group - 1) / group)),
-                      .threads = dim3(mla::kAbsorbThreads)},
-                 launch,
-                 static_cast<const __nv_bfloat16*>(q),
-                 static_cast<const uint4*>(weights.uk),
-                 rope,
-                 softmax_scale * mla::kLog2e,
-                 shape.heads,
-                 shape.num_tokens,
-                 group,
-                 static_cast<__nv_bfloat16*>(q_latent));
+  // Enough blocks for a GPU, each with as much of a head's weights as leaves that many.
+  const float scale = softmax_scale * mla::kLog2e;
+  const int blocks = shape.heads * ((shape.num_tokens + 15) / 16);
+  if (blocks * 8 <= shape.num_sms) {
+    return mla::launch_absorb<4, 1>(q, weights, rope, scale, shape, 16, q_latent, launch);
+  }
+  if (blocks * 2 <= shape.num_sms) {
+    return mla::launch_absorb<16, 1>(q, weights, rope, scale, shape, 16, q_latent, launch);
+  }
+  return mla::launch_absorb<8, 4>(q, weights, rope, scale, shape, 32, q_latent, launch);
 }
 
 cudaError_t mla_expand_values(const void* workspace,
@@ -506,9 +706,25 @@ cudaError_t mla_expand_values(const void* workspace,
                               void* attention,
                               const Launch& launch) {
   if (shape.num_tokens == 0) return cudaSuccess;
-  return mla::expand_tiles(shape.num_tokens) == 1
-             ? mla::launch_expand<1>(workspace, weights, shape, plan, attention, launch)
-             : mla::launch_expand<4>(workspace, weights, shape, plan, attention, launch);
+  const mla::Tiling tiling = mla::tiling(shape);
+  mla::ExpandArguments args{.in = mla::workspace_view(workspace, shape),
+                            .plan = mla::plan_view(plan, shape).tokens,
+                            .uv = static_cast<const uint4*>(weights.uv),
+                            .heads = shape.heads,
+                            .num_tokens = shape.num_tokens,
+                            .tiles = 1,
+                            .slot_columns = tiling.groups * tiling.columns,
+                            .max_splits = shape.deterministic ? mla::kMaxSplits : tiling.parts,
+                            .deterministic = shape.deterministic,
+                            .attention = static_cast<__nv_bfloat16*>(attention)};
+  // As many blocks as SMs: few tokens share out a head, many share a block.
+  const int blocks = shape.heads * ((shape.num_tokens + mla::kTokens - 1) / mla::kTokens);
+  if (blocks * 8 <= shape.num_sms) return mla::launch_expand<8, 1>(args, launch);
+  if (blocks * 4 <= shape.num_sms) return mla::launch_expand<4, 1>(args, launch);
+  if (blocks * 2 <= shape.num_sms) return mla::launch_expand<2, 1>(args, launch);
+  if (blocks <= shape.num_sms) return mla::launch_expand<1, 2>(args, launch);
+  args.tiles = std::min((blocks + shape.num_sms - 1) / shape.num_sms, mla::kMaxTiles);
+  return mla::launch_expand<1, 4>(args, launch);
 }
 
 }  // namespace r1d::kernels

@@ -28,6 +28,7 @@ constexpr int kMaxQuery = 4;
 constexpr int kGapPages = 1;
 constexpr int kSplitPages = 8;  // deterministic: 512 tokens,
 constexpr int kMaxSplits = 32;  // or more, so that no sequence has more splits than this
+constexpr int kMaxParts = 160;  // of the even division
 
 // Columns are (query token, head) pairs; a block of mla_decode takes `columns` of them.
 struct Tiling {
@@ -40,7 +41,8 @@ inline Tiling tiling(const MlaShape& shape) {
   Tiling t;
   t.columns = all <= 16 ? 16 : all <= 32 ? 32 : 64;
   t.groups = (all + t.columns - 1) / t.columns;
-  t.parts = shape.num_sms / t.groups > 0 ? shape.num_sms / t.groups : 1;
+  t.parts = shape.num_sms / t.groups;
+  t.parts = t.parts < 1 ? 1 : t.parts > kMaxParts ? kMaxParts : t.parts;
   return t;
 }
 inline int64_t num_slots(const MlaShape& shape) {
@@ -120,15 +122,6 @@ __host__ __device__ inline int split_pages(int pages) {
 }
 
 #ifdef __CUDACC__
-// Kernels beside mla_decode leave as much shared memory as there is: an SM that would have to shift
-// its border between cache and shared memory cannot start the next kernel while this one runs.
-template <typename Kernel>
-cudaError_t leave_shared_memory(Kernel* kernel) {
-  return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                              cudaFuncAttributePreferredSharedMemoryCarveout,
-                              cudaSharedmemCarveoutMaxShared);
-}
-
 // A block's walk over its part: one item is a run of pages of one sequence.
 template <bool kDeterministic>
 class Walk {

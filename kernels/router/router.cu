@@ -1,501 +1,615 @@
 // SPDX-License-Identifier: Apache-2.0
 // Problem   logits[T,E] = x . W^T, then per token the choice of router.h, then the lists of experts
 //           in use.
-// Layout    W [E,D] bf16 or f32, x [T,D] bf16, both K-major; partial logits [chunks][T][E] f32 in
+// Layout    W [E,D] bf16 or f32, x [T,D] bf16, both K-major; partial logits [T][partials][E] f32 in
 //           the workspace.
-// Bound     2 E D bytes of bf16 weights (R1: 3.7 MB, 0.9 us at 4.3 TB/s), so latency: two launches
-//           and two trips to L2.
-// Launch    GEMM: a block per (64 experts, 224 columns, 64 tokens), 128 blocks for R1, so that all
-//           SMs read; weights are requested before the dependency wait. Choice: a block per token
-//           sums the chunks in order; one warp chooses; the last block to finish builds the lists.
-// Numerics  bf16 products exact, f32 sums in a fixed order: columns inside a chunk, then chunks.
+// Bound     2 E D bytes of bf16 weights (R1: 3.7 MB, 0.9 us at 4.3 TB/s), so latency: one launch
+//           and three trips to L2 (x, partial logits, chosen experts).
+// Launch    To 16 tokens a block per (16 experts, 896 columns), a warp per 224 of them and eight
+//           tokens, operands straight into registers. Above, a block per (64 experts, 64 tokens, 1,
+//           2 or 4 chunks), operands through the copy engine. R1: 128 blocks always. Weights are
+//           requested before the dependency wait. Blocks then become choosers of tokens and the
+//           last one the builder of the lists; where blocks could not all run at once, a second
+//           launch does it.
+// Hand-over A word of the workspace is 0 until its value is there; who waits for it reads it until
+//           it is not, then puts the 0 back. So a hand-over costs one store and one load, no
+//           barrier and no counter.
+// Numerics  bf16 products exact, f32 sums in one order whatever the launch: the even and the odd
+//           products of a chunk of 224 columns, chunks in pairs, pairs in groups of four, groups
+//           ascending. A token's bits depend neither on the batch nor on timing.
 // Source    DeepSeek-V3 report, section 2.1.2; rules of src/ops/cpu/router.cc.
 #include "kernels/common/ptx.cuh"
+#include "kernels/common/tensor_map.h"
+#include "kernels/router/lists.cuh"
 #include "kernels/router/router.h"
 
 namespace r1d::kernels {
+namespace router {
 namespace {
 
-constexpr int kMaxExperts = 512;
-constexpr int kMaxTopK = 32;
-constexpr int kMaxGroups = 32;
-constexpr int kTileExperts = 64;
-constexpr int kTileTokens = 64;
-constexpr int kChunk = 224;         // columns; 7168 / 224 = 32 chunks x 4 expert tiles = 128 blocks
-constexpr int kPitch = kChunk + 8;  // 464 bytes: 8 rows start in different banks
-constexpr int kGemmThreads = 128;   // a warp per 16 experts
-constexpr int kChoiceThreads = 256;
-constexpr int kListWarps = kChoiceThreads / 32;
-constexpr int kTokensPerBlock = 8;  // of route_from_logits: a warp each
+constexpr int kChunk = 224;     // columns; 7168 / 224 = 32
+constexpr int kSteps = 7;       // of 32 columns in a chunk
+constexpr int kGroup = 4;       // chunks
+constexpr int kRowTokens = 16;  // tokens of the form without shared memory
+constexpr int kRowExperts = 16;
+constexpr int kThreads = kListThreads;          // of a block
+constexpr int kTile = 64;                       // experts, tokens
+constexpr int kTileBytes = kTile * kChunk * 2;  // of one operand
+constexpr int kF32Threads = 128;
+constexpr int kTokensAlone = 4;  // up to here one block chooses for all and builds the lists
+constexpr int kRoundTokens = 4;
+constexpr int kRoundGroups = 8;
+constexpr int kTokensPerBlock = 8;  // of choose_logits: a warp each
 
 constexpr int64_t num_chunks(int64_t hidden) {
   return (hidden + kChunk - 1) / kChunk;
 }
 
-#ifdef R1D_SM90
+// What happens to the partial logits.
+struct Finish {
+  float* partial;       // [T][num_partials][pitch]
+  uint32_t* published;  // [T * k]: expert + 1
+  const float* bias;
+  RouterRules rules;
+  ListOptions options;
+  Routing routing;
+  ExpertLists lists;
+  int num_tokens;
+  int num_partials;
+  int pitch;  // experts, rounded up to four
+  int round;  // tokens that a block takes at a time, up to kRoundTokens
+  bool here;  // in the launch that computes them
+};
 
-constexpr float kNotANumber = -1e30F;
-
-__device__ __forceinline__ float infinity() {
-  return __int_as_float(0x7F800000);
+// Shared memory of a block that finishes: the experts of all entries, then this, then sums of
+// logits [round][kRoundGroups][pitch]. The lists' part takes the place of these two.
+struct alignas(16) RoundShared {
+  float score[kRoundTokens][kMaxExperts];
+  float choice[kRoundTokens][kMaxExperts];
+};
+__host__ __device__ constexpr int slots_of(int num_tokens, int top_k) {
+  return (num_tokens * top_k + 3) / 4 * 4;
 }
 
-// ---- GEMM --------------------------------------------------------------------------------------
+#ifdef R1D_SM90
 
-// Loads [rows, kChunk] bf16 from column k0, zeros outside rows x hidden.
-__device__ __forceinline__ void load_chunk(__nv_bfloat16* to,
-                                           const __nv_bfloat16* from,
-                                           int rows,
-                                           int padded_rows,
-                                           int64_t hidden,
-                                           int64_t k0) {
-  constexpr int kVectors = kChunk / 8;
-  for (int i = threadIdx.x; i < padded_rows * kVectors; i += kGemmThreads) {
-    const int row = i / kVectors;
-    const int64_t column = k0 + 8 * (i % kVectors);
-    const bool valid = row < rows && column < hidden;
-    cp_async_16(smem_address(to + row * kPitch + 8 * (i % kVectors)),
-                valid ? from + row * hidden + column : from,
-                valid);
-  }
+// ---- hand-over ---------------------------------------------------------------------------------
+
+__device__ __forceinline__ void hand_over(uint32_t* to, uint32_t word) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(word) : "memory");
+}
+__device__ __forceinline__ uint32_t read_word(const uint32_t* from) {
+  uint32_t word;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(word) : "l"(from) : "memory");
+  return word;
+}
+__device__ __forceinline__ uint4 read_words(const uint32_t* from) {
+  uint4 words;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+               : "l"(from)
+               : "memory");
+  return words;
+}
+// +0 would read as "not there yet"; sums do not tell it from -0.
+__device__ __forceinline__ void hand_over(float* to, float value) {
+  const uint32_t bits = __float_as_uint(value);
+  hand_over(reinterpret_cast<uint32_t*>(to), bits == 0 ? 0x80000000U : bits);
+}
+__device__ __forceinline__ float* partial_of(const Finish& args, int token, int part) {
+  return args.partial + (token * args.num_partials + part) * args.pitch;
 }
 
-#endif  // R1D_SM90
+// ---- choice and lists --------------------------------------------------------------------------
 
-template <int kTokenTiles>  // of 8
-__global__ void __launch_bounds__(kGemmThreads) router_gemm_bf16(const __nv_bfloat16* weight,
-                                                                 const __nv_bfloat16* x,
-                                                                 float* partial,
-                                                                 int num_tokens,
-                                                                 int hidden,
-                                                                 int num_experts) {
-#ifdef R1D_SM90
-  extern __shared__ __align__(16) __nv_bfloat16 w_tile[];
-  __nv_bfloat16* x_tile = w_tile + kTileExperts * kPitch;
-  const int chunk = blockIdx.x;
-  const int e0 = blockIdx.y * kTileExperts;
-  const int t0 = blockIdx.z * kTileTokens;
-  const int tokens = min(num_tokens - t0, kTileTokens);
-  const int tiles = (tokens + 7) / 8;
-  load_chunk(w_tile,
-             weight + static_cast<int64_t>(e0) * hidden,
-             min(num_experts - e0, kTileExperts),
-             kTileExperts,
-             hidden,
-             static_cast<int64_t>(chunk) * kChunk);
-  cp_async_commit();
-  grid_launch_dependents();
-  grid_dependency_wait();
-  load_chunk(x_tile,
-             x + static_cast<int64_t>(t0) * hidden,
-             tokens,
-             tiles * 8,
-             hidden,
-             static_cast<int64_t>(chunk) * kChunk);
-  cp_async_commit();
-  cp_async_wait<0>();
-  __syncthreads();
-
-  const int warp = threadIdx.x / 32;
+// Waits for the partial logits of tokens t0, t0 + stride, .. (`count` of them) and sums those of
+// groups [g0, g0 + kRoundGroups) into `sums` [count][kRoundGroups][pitch]. kPer: partials a group.
+template <int kPer>
+__device__ __forceinline__ void take_groups(
+    const Finish& args, int t0, int stride, int count, int g0, float* sums) {
+  constexpr int kWarps = kThreads / 32;
+  constexpr int kRows = 4 / kPer;  // (token, group) pairs at a time, each of which is a warp's
+  constexpr int kQuads = 2;        // runs of four experts of a lane at a time: 8 loads in all
   const int lane = threadIdx.x % 32;
-  float d[kTokenTiles][4] = {};
-  const uint32_t a_row = smem_address(w_tile + (warp * 16 + lane % 16) * kPitch + lane / 16 * 8);
-  const uint32_t b_row = smem_address(x_tile + lane % 8 * kPitch + lane / 8 * 8);
+  const int quads = args.pitch / 4;
+  for (int row0 = threadIdx.x / 32; row0 < count * kRoundGroups; row0 += kWarps * kRows) {
+    for (int quad0 = lane; quad0 < quads; quad0 += 32 * kQuads) {
+      uint4 words[kRows][kQuads][kPer];
+      uint32_t* from[kRows];
+      int present[kRows];  // partials of the group
 #pragma unroll
-  for (int k = 0; k < kChunk; k += 32) {
-    uint32_t a[2][4];
-    ldmatrix_x4(a[0], a_row + 2 * k);
-    ldmatrix_x4(a[1], a_row + 2 * k + 32);
+      for (int r = 0; r < kRows; ++r) {
+        const int row = row0 + r * kWarps;
+        const int part = (g0 + row % kRoundGroups) * kPer;
+        const int token = t0 + row / kRoundGroups * stride;
+        present[r] = row < count * kRoundGroups ? min(max(args.num_partials - part, 0), kPer) : 0;
+        from[r] = reinterpret_cast<uint32_t*>(partial_of(args, token, part));
+      }
+      bool there;
+      do {
+        there = true;
 #pragma unroll
-    for (int j = 0; j < kTokenTiles; ++j) {
-      if (j >= tiles) break;
-      uint32_t b[4];
-      ldmatrix_x4(b, b_row + 2 * (j * 8 * kPitch + k));
-      mma_bf16_16x8x16(d[j], a[0], {b[0], b[1]});
-      mma_bf16_16x8x16(d[j], a[1], {b[2], b[3]});
-    }
-  }
+        for (int i = 0; i < kRows * kQuads * kPer; ++i) {
+          const int r = i / (kQuads * kPer);
+          const int q = i / kPer % kQuads;
+          const int quad = quad0 + 32 * q;
+          words[r][q][i % kPer] = make_uint4(0, 0, 0, 0);
+          if (i % kPer < present[r] && quad < quads) {
+            words[r][q][i % kPer] = read_words(from[r] + i % kPer * args.pitch + 4 * quad);
+          }
+        }
 #pragma unroll
-  for (int j = 0; j < kTokenTiles; ++j) {
+        for (int i = 0; i < kRows * kQuads * kPer; ++i) {
+          const int r = i / (kQuads * kPer);
+          const int q = i / kPer % kQuads;
+          const int quad = quad0 + 32 * q;
+          const int experts = args.rules.num_experts - 4 * quad;  // of the four
+          const uint4& w = words[r][q][i % kPer];
+          const bool complete = w.x != 0 && (w.y != 0 || experts < 2) &&
+                                (w.z != 0 || experts < 3) && (w.w != 0 || experts < 4);
+          there = there && (complete || i % kPer >= present[r] || quad >= quads);
+        }
+      } while (!there);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int t = j * 8 + lane % 4 * 2 + i % 2;
-      const int e = e0 + warp * 16 + lane / 4 + i / 2 * 8;
-      if (t < tokens && e < num_experts) {
-        partial[(static_cast<int64_t>(chunk) * num_tokens + t0 + t) * num_experts + e] = d[j][i];
+      for (int i = 0; i < kRows * kQuads; ++i) {
+        const int r = i / kQuads;
+        const int row = row0 + r * kWarps;
+        const int quad = quad0 + 32 * (i % kQuads);
+        float4 parts[kPer];
+#pragma unroll
+        for (int p = 0; p < kPer; ++p) {
+          const uint4& w = words[r][i % kQuads][p];
+          if (p < present[r] && quad < quads) {
+            *reinterpret_cast<uint4*>(from[r] + p * args.pitch + 4 * quad) = make_uint4(0, 0, 0, 0);
+          }
+          parts[p] = make_float4(__uint_as_float(w.x),
+                                 __uint_as_float(w.y),
+                                 __uint_as_float(w.z),
+                                 __uint_as_float(w.w));
+        }
+#pragma unroll
+        for (int step = 1; step < kPer; step *= 2) {
+#pragma unroll
+          for (int p = 0; p < kPer; p += 2 * step) {
+            parts[p].x += parts[p + step].x;
+            parts[p].y += parts[p + step].y;
+            parts[p].z += parts[p + step].z;
+            parts[p].w += parts[p + step].w;
+          }
+        }
+        if (row < count * kRoundGroups && quad < quads) {
+          reinterpret_cast<float4*>(sums)[row * quads + quad] = parts[0];
+        }
       }
     }
   }
+}
+
+// The chosen experts of all tokens, as their choosers hand them over, into `slots`.
+__device__ __forceinline__ void take_choices(const Finish& args, uint32_t* slots) {
+  constexpr int kBatch = 8;
+  const int entries = args.num_tokens * args.rules.top_k;
+  for (int first = threadIdx.x; first < entries; first += kBatch * kThreads) {
+    uint32_t words[kBatch];
+    bool there;
+    do {
+      there = true;
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        words[i] = 1;
+        if (first + i * kThreads < entries) {
+          words[i] = read_word(args.published + first + i * kThreads);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) there = there && words[i] != 0;
+    } while (!there);
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (first + i * kThreads < entries) {
+        args.published[first + i * kThreads] = 0;
+        slots[first + i * kThreads] = words[i] - 1;
+      }
+    }
+  }
+}
+
+// Block `block` of `num_blocks` that all come here. `raw`: finish_bytes() of shared memory that
+// nobody uses any more.
+template <int kPer>
+__device__ __forceinline__ void finish(const Finish& args,
+                                       int block,
+                                       int num_blocks,
+                                       uint8_t* raw) {
+  const int top_k = args.rules.top_k;
+  auto* slots = reinterpret_cast<uint32_t*>(raw);
+  uint32_t* behind = slots + slots_of(args.num_tokens, top_k);
+  auto& shared = *reinterpret_cast<RoundShared*>(behind);
+  auto* sums = reinterpret_cast<float*>(&shared + 1);
+  const bool alone = args.num_tokens <= kTokensAlone;
+  const bool builds = block == num_blocks - 1;
+  if (alone && !builds) return;
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  // Read early: they arrive while the others compute.
+  const int entries = builds ? live_entries(args.options, args.num_tokens, top_k) : 0;
+  constexpr int kPerThread = kMaxExperts / kThreads;
+  float bias[kPerThread] = {};
+#pragma unroll
+  for (int i = 0; i < kPerThread; ++i) {
+    const int e = static_cast<int>(threadIdx.x) + i * kThreads;
+    if (e < args.rules.num_experts && args.bias != nullptr) bias[i] = args.bias[e];
+  }
+  const int stride = alone ? 1 : num_blocks;
+  const int groups = (args.num_partials + kPer - 1) / kPer;
+  for (int t0 = alone ? 0 : block; t0 < args.num_tokens; t0 += args.round * stride) {
+    const int count = min((args.num_tokens - t0 + stride - 1) / stride, args.round);
+    for (int g0 = 0; g0 < groups; g0 += kRoundGroups) {
+      take_groups<kPer>(args, t0, stride, count, g0, sums);
+      __syncthreads();
+      for (int c = 0; c < count; ++c) {
+#pragma unroll
+        for (int i = 0; i < kPerThread; ++i) {
+          const int e = static_cast<int>(threadIdx.x) + i * kThreads;
+          if (e >= args.rules.num_experts) continue;
+          float logit = g0 == 0 ? 0.0F : shared.score[c][e];
+#pragma unroll
+          for (int g = 0; g < kRoundGroups; ++g) {
+            logit += sums[(c * kRoundGroups + g) * args.pitch + e];
+          }
+          shared.score[c][e] = logit;
+          if (g0 + kRoundGroups >= groups) {
+            score_expert(logit, bias[i], &shared.score[c][e], &shared.choice[c][e]);
+          }
+        }
+      }
+      __syncthreads();
+    }
+    if (warp < count) {
+      const int token = t0 + warp * stride;
+      const int mine =
+          choose(shared.score[warp], shared.choice[warp], args.rules, token, args.routing);
+      if (lane < top_k) {
+        if (alone) {
+          slots[token * top_k + lane] = mine;
+        } else {
+          hand_over(args.published + token * top_k + lane, mine + 1);
+        }
+      }
+    }
+    if (t0 + args.round * stride < args.num_tokens) __syncthreads();  // `choice` is used again
+  }
+  if (!builds) return;
+  if (!alone) take_choices(args, slots);
+  __syncthreads();
+  if (args.num_tokens * top_k <= 32) {
+    if (warp == 0) {
+      const int expert = lane < entries ? static_cast<int>(slots[lane]) : -1;
+      build_short_lists(expert, args.num_tokens, entries, args.options, args.lists);
+    }
+    return;
+  }
+  build_lists(slots,
+              args.num_tokens,
+              top_k,
+              entries,
+              args.options,
+              args.lists,
+              *reinterpret_cast<ListShared*>(behind));
+}
+
+// ---- logits ------------------------------------------------------------------------------------
+
+// 16 bytes of a row, zeros when !valid; a load that stays ahead of grid_dependency_wait().
+__device__ __forceinline__ uint4 load_weights(const __nv_bfloat16* from, bool valid) {
+  uint4 v;
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %5, 0;\n"
+      "mov.b32 %0, 0;\nmov.b32 %1, 0;\nmov.b32 %2, 0;\nmov.b32 %3, 0;\n"
+      "@p ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];\n}"
+      : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
+      : "l"(from), "r"(static_cast<int>(valid)));
+  return v;
+}
+
+// Lanes hold eight contiguous columns of their rows: column 32 s + 8 (lane % 4) + i. The even
+// product of step s takes i = 0 .. 3, the odd one 4 .. 7; both operands in the same order.
+__device__ __forceinline__ void mma_even(float (&d)[4],
+                                         const uint4& low,   // weights: row lane / 4,
+                                         const uint4& high,  // row lane / 4 + 8
+                                         const uint4& x) {
+  mma_bf16_16x8x16(d, {low.x, high.x, low.y, high.y}, {x.x, x.y});
+}
+__device__ __forceinline__ void mma_odd(float (&d)[4],
+                                        const uint4& low,
+                                        const uint4& high,
+                                        const uint4& x) {
+  mma_bf16_16x8x16(d, {low.z, high.z, low.w, high.w}, {x.z, x.w});
+}
+
+#endif  // R1D_SM90
+
+// Few tokens. Block (group, 16 experts): warp w multiplies chunk w % 4 by eight tokens.
+__global__ void __launch_bounds__(kThreads, 1)
+    logits_rows_bf16(const __nv_bfloat16* weight,
+                     const __nv_bfloat16* x,
+                     int hidden,
+                     const __grid_constant__ Finish args) {
+#ifdef R1D_SM90
+  extern __shared__ __align__(128) uint8_t raw[];
+  constexpr int kPitch = kRowExperts + 4;  // no bank conflicts
+  __shared__ float sums[kGroup][kRowTokens][kPitch];
+  const int chunk = threadIdx.x / 32 % kGroup;
+  const int t0 = threadIdx.x / 32 / kGroup * 8;
+  const int lane = threadIdx.x % 32;
+  const int group = blockIdx.x;
+  const int e0 = blockIdx.y * kRowExperts;
+  const int row = lane / 4;
+  const int column = (group * kGroup + chunk) * kChunk + 8 * (lane % 4);
+  uint4 low[kSteps];
+  uint4 high[kSteps];
+  const __nv_bfloat16* w = weight + static_cast<int64_t>(e0 + row) * hidden + column;
+#pragma unroll
+  for (int s = 0; s < kSteps; ++s) {
+    const bool inside = column + 32 * s < hidden && t0 < args.num_tokens;
+    low[s] = load_weights(w + 32 * s, inside && e0 + row < args.rules.num_experts);
+    high[s] = load_weights(w + 8 * static_cast<int64_t>(hidden) + 32 * s,
+                           inside && e0 + row + 8 < args.rules.num_experts);
+  }
+  grid_launch_dependents();
+  grid_dependency_wait();
+  if (t0 < args.num_tokens) {
+    uint4 b[kSteps];
+    const auto* from = x + static_cast<int64_t>(t0 + row) * hidden + column;
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      b[s] = make_uint4(0, 0, 0, 0);
+      if (t0 + row < args.num_tokens && column + 32 * s < hidden) {
+        b[s] = __ldcg(reinterpret_cast<const uint4*>(from + 32 * s));
+      }
+    }
+    float even[4] = {};
+    float odd[4] = {};
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      mma_even(even, low[s], high[s], b[s]);
+      mma_odd(odd, low[s], high[s], b[s]);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      sums[chunk][t0 + 2 * (lane % 4) + i % 2][row + 8 * (i / 2)] = even[i] + odd[i];
+    }
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < args.num_tokens * kRowExperts; i += kThreads) {
+    const int t = i / kRowExperts;
+    const int e = i % kRowExperts;
+    if (e0 + e >= args.rules.num_experts) continue;
+    hand_over(partial_of(args, t, group) + e0 + e,
+              (sums[0][t][e] + sums[1][t][e]) + (sums[2][t][e] + sums[3][t][e]));
+  }
+  if (!args.here) return;
+  finish<1>(args, blockIdx.y * gridDim.x + blockIdx.x, gridDim.x * gridDim.y, raw);
 #endif  // R1D_SM90
 }
 
-// f32 weights: plain FMA, since no product of the tensor cores keeps all their bits. A thread owns
-// one expert and every second token.
-__global__ void __launch_bounds__(kGemmThreads) router_gemm_f32(const float* weight,
-                                                                const __nv_bfloat16* x,
-                                                                float* partial,
-                                                                int num_tokens,
-                                                                int hidden,
-                                                                int num_experts) {
+// Many tokens. Block (partial of kChunks chunks, 64 experts, 64 tokens). A warp computes 32 x 32 of
+// the tile; the second four take the second half of the chunks.
+template <int kChunks>
+__global__ void __launch_bounds__(kThreads, 1)
+    logits_tiles_bf16(const __grid_constant__ CUtensorMap weight_map,
+                      const __grid_constant__ CUtensorMap x_map,
+                      const __grid_constant__ Finish args) {
+#ifdef R1D_SM90
+  // [kChunks][64 experts][224 columns], then the same of x. Rows are 448 bytes, so that the two
+  // rows of eight lanes' 16-byte reads lie in different banks.
+  extern __shared__ __align__(128) uint8_t raw[];
+  __shared__ uint64_t full[kChunks];
+  constexpr int kEach = kChunks == 4 ? 2 : 1;  // chunks of a warp
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  const int half = warp / 4;
+  const int part = blockIdx.x;
+  const int e0 = blockIdx.y * kTile;
+  const int t0 = blockIdx.z * kTile;
+  if (threadIdx.x == 0) {
+    for (uint64_t& barrier : full) mbarrier_init(&barrier, 1);
+    mbarrier_init_fence();
+  }
+  __syncthreads();
+  // The halves' first chunks come first.
+  const auto chunk_at = [](int i) { return kChunks == 4 ? i % 2 * 2 + i / 2 : i; };
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kChunks; ++i) {
+      const int c = chunk_at(i);
+      mbarrier_arrive_expect(&full[c], 2 * kTileBytes);
+      tensor_load_2d(
+          raw + c * kTileBytes, &weight_map, (part * kChunks + c) * kChunk, e0, &full[c]);
+    }
+  }
+  grid_launch_dependents();
+  grid_dependency_wait();
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kChunks; ++i) {
+      const int c = chunk_at(i);
+      tensor_load_2d(
+          raw + (kChunks + c) * kTileBytes, &x_map, (part * kChunks + c) * kChunk, t0, &full[c]);
+    }
+  }
+  const int m0 = warp % 4 / 2 * 32;
+  const int n0 = warp % 2 * 32;
+  const int tiles = min((args.num_tokens - t0 - n0 + 7) / 8, 4);  // of 8 tokens, not above 0: none
+  float sum[2][4][4];
+  if (half < kChunks) {
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int c = half * kEach + i;
+      float even[2][4][4] = {};
+      float odd[2][4][4] = {};
+      mbarrier_wait(&full[c], 0);
+      const uint8_t* w = raw + c * kTileBytes + (m0 + lane / 4) * kChunk * 2 + lane % 4 * 16;
+      const uint8_t* x =
+          raw + (kChunks + c) * kTileBytes + (n0 + lane / 4) * kChunk * 2 + lane % 4 * 16;
+#pragma unroll
+      for (int s = 0; s < kSteps; ++s) {
+        uint4 a[4];  // rows lane / 4 + 8 i
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {
+          a[r] = *reinterpret_cast<const uint4*>(w + r * 8 * kChunk * 2 + s * 64);
+        }
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+          if (n >= tiles) break;
+          const uint4 b = *reinterpret_cast<const uint4*>(x + n * 8 * kChunk * 2 + s * 64);
+#pragma unroll
+          for (int m = 0; m < 2; ++m) {
+            mma_even(even[m][n], a[2 * m], a[2 * m + 1], b);
+            mma_odd(odd[m][n], a[2 * m], a[2 * m + 1], b);
+          }
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < 32; ++j) {
+        const float chunk = even[j / 16][j / 4 % 4][j % 4] + odd[j / 16][j / 4 % 4][j % 4];
+        float& to = sum[j / 16][j / 4 % 4][j % 4];
+        to = i == 0 ? chunk : to + chunk;
+      }
+    }
+  }
+  if constexpr (kChunks > 1) {
+    __syncthreads();  // the tiles are read
+    auto* exchange = reinterpret_cast<float*>(raw) + threadIdx.x % 128;
+    if (half == 1) {
+#pragma unroll
+      for (int j = 0; j < 32; ++j) exchange[j * 128] = sum[j / 16][j / 4 % 4][j % 4];
+    }
+    __syncthreads();
+    if (half == 0) {
+#pragma unroll
+      for (int j = 0; j < 32; ++j) sum[j / 16][j / 4 % 4][j % 4] += exchange[j * 128];
+    }
+  }
+  if (half == 0) {
+    const int e = e0 + m0 + lane / 4;
+    const int experts = args.rules.num_experts - e;
+    float* row = partial_of(args, t0 + n0 + lane % 4 * 2, part) + e;
+    const int stride = args.num_partials * args.pitch;  // of tokens
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {  // this lane's tokens
+      const int t = j / 2 * 8 + j % 2;
+      if (t0 + n0 + lane % 4 * 2 + t >= args.num_tokens) break;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {  // and its experts, eight apart
+        if (8 * i < experts) {
+          hand_over(row + t * stride + 8 * i, sum[i / 2][j / 2][i % 2 * 2 + j % 2]);
+        }
+      }
+    }
+  }
+  if (!args.here) return;
+  __syncthreads();
+  finish<kGroup / kChunks>(args,
+                           (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x,
+                           gridDim.x * gridDim.y * gridDim.z,
+                           raw);
+#endif  // R1D_SM90
+}
+
+// f32 weights: plain FMA, since no product of the tensor cores keeps all their bits. Block (chunk,
+// 64 experts, 64 tokens); a thread owns one expert and every second token.
+__global__ void __launch_bounds__(kF32Threads) logits_f32(const float* weight,
+                                                          const __nv_bfloat16* x,
+                                                          int hidden,
+                                                          const __grid_constant__ Finish args) {
 #ifdef R1D_SM90
   extern __shared__ __align__(16) float tiles_f32[];
   constexpr int kPitchF32 = kChunk + 1;
   float* w_tile = tiles_f32;
-  float* x_tile = tiles_f32 + kTileExperts * kPitchF32;
+  float* x_tile = tiles_f32 + kTile * kPitchF32;
   const int k0 = blockIdx.x * kChunk;
-  const int e0 = blockIdx.y * kTileExperts;
-  const int t0 = blockIdx.z * kTileTokens;
-  const int tokens = min(num_tokens - t0, kTileTokens);
-  for (int i = threadIdx.x; i < kTileExperts * kChunk; i += kGemmThreads) {
+  const int e0 = blockIdx.y * kTile;
+  const int t0 = blockIdx.z * kTile;
+  const int tokens = min(args.num_tokens - t0, kTile);
+  for (int i = threadIdx.x; i < kTile * kChunk; i += kF32Threads) {
     const int e = e0 + i / kChunk;
     const int k = k0 + i % kChunk;
-    w_tile[i / kChunk * kPitchF32 + i % kChunk] =
-        e < num_experts && k < hidden ? weight[static_cast<int64_t>(e) * hidden + k] : 0.0F;
+    w_tile[i / kChunk * kPitchF32 + i % kChunk] = e < args.rules.num_experts && k < hidden
+                                                      ? weight[static_cast<int64_t>(e) * hidden + k]
+                                                      : 0.0F;
   }
   grid_launch_dependents();
   grid_dependency_wait();
-  for (int i = threadIdx.x; i < tokens * kChunk; i += kGemmThreads) {
+  for (int i = threadIdx.x; i < tokens * kChunk; i += kF32Threads) {
     const int k = k0 + i % kChunk;
     x_tile[i] =
         k < hidden ? __bfloat162float(x[static_cast<int64_t>(t0 + i / kChunk) * hidden + k]) : 0.0F;
   }
   __syncthreads();
-  const int e = threadIdx.x % kTileExperts;
-  if (e0 + e >= num_experts) return;
-  for (int t = threadIdx.x / kTileExperts; t < tokens; t += kGemmThreads / kTileExperts) {
+  const int e = threadIdx.x % kTile;
+  if (e0 + e >= args.rules.num_experts) return;
+  for (int t = threadIdx.x / kTile; t < tokens; t += kF32Threads / kTile) {
     float sum = 0;
 #pragma unroll 8
     for (int k = 0; k < kChunk; ++k) {
       sum = fmaf(w_tile[e * kPitchF32 + k], x_tile[t * kChunk + k], sum);
     }
-    partial[(static_cast<int64_t>(blockIdx.x) * num_tokens + t0 + t) * num_experts + e0 + e] = sum;
+    hand_over(partial_of(args, t0 + t, blockIdx.x) + e0 + e, sum);
   }
 #endif  // R1D_SM90
 }
 
+// Behind launches that do not finish themselves.
+template <int kPer>
+__global__ void __launch_bounds__(kThreads, 1) finish_kernel(const __grid_constant__ Finish args) {
 #ifdef R1D_SM90
-
-// ---- choice ------------------------------------------------------------------------------------
-
-__device__ __forceinline__ void score_expert(
-    float logit, const float* bias, int e, float* score, float* choice) {
-  const float s = 1.0F / (1.0F + expf(-logit));
-  const float biased = s + (bias != nullptr ? bias[e] : 0.0F);
-  score[e] = s;
-  choice[e] = isnan(biased) ? kNotANumber : biased;
-}
-
-// Order of floats as order of integers; -0 equals +0, 0 is left for "not a candidate".
-__device__ __forceinline__ uint32_t ordered(float value) {
-  if (value == -infinity()) return 0;
-  const uint32_t bits = __float_as_uint(value + 0.0F);
-  return bits ^ (bits >> 31 != 0 ? 0xFFFFFFFFU : 0x80000000U);
-}
-
-// One warp: bit g * lanes_per_group is set where group g stays.
-__device__ __forceinline__ uint32_t kept_groups(const float* choice,
-                                                const RouterRules& rules,
-                                                int lanes) {
-  const int lane = threadIdx.x % 32;
-  const int size = rules.num_experts / rules.num_groups;
-  const int group = lane / lanes;
-  const int steps = (size + lanes - 1) / lanes;
-  float first = -infinity();
-  float second = -infinity();
-  if (group < rules.num_groups) {
-    int step = group % steps;  // groups start at different steps: different banks
-    for (int i = 0; i < steps; ++i) {
-      const int e = lane % lanes + step * lanes;
-      if (e < size) {
-        const float value = choice[group * size + e];
-        second = fmaxf(second, fminf(first, value));
-        first = fmaxf(first, value);
-      }
-      if (++step == steps) step = 0;
-    }
-  }
-  for (int offset = lanes / 2; offset > 0; offset /= 2) {
-    const float other_first = __shfl_xor_sync(~0U, first, offset);
-    const float other_second = __shfl_xor_sync(~0U, second, offset);
-    second = fmaxf(fminf(first, other_first), fmaxf(second, other_second));
-    first = fmaxf(first, other_first);
-  }
-  const float sum = size == 1 ? first : first + second;
-  int better = 0;
-  for (int g = 0; g < rules.num_groups; ++g) {
-    const float other = __shfl_sync(~0U, sum, g * lanes);
-    better += other > sum || (other == sum && g < group) ? 1 : 0;
-  }
-  const bool kept = isnan(sum) || (sum > -infinity() && better < rules.kept_groups);
-  return __ballot_sync(~0U, kept && group < rules.num_groups);
-}
-
-// One warp chooses for one token; lane `slot` returns that slot's expert. score, choice: [E] in
-// shared memory, visible to the warp.
-template <int kPerLane>  // at least E / 32
-__device__ __forceinline__ int32_t choose_experts(const float* score,
-                                                  const float* choice,
-                                                  const RouterRules& rules,
-                                                  int64_t token,
-                                                  const Routing& routing) {
-  const int lane = threadIdx.x % 32;
-  uint32_t key[kPerLane];  // of experts lane + 32 i
-#pragma unroll
-  for (int i = 0; i < kPerLane; ++i) {
-    const int e = lane + 32 * i;
-    key[i] = e < rules.num_experts ? ordered(choice[e]) : 0;
-  }
-  if (rules.kept_groups < rules.num_groups) {
-    const int lanes = 1 << (31 - __clz(32 / rules.num_groups));
-    const uint32_t kept = kept_groups(choice, rules, lanes);
-    const uint32_t size = rules.num_experts / rules.num_groups;
-    // e / size as a product: off by less than 512 / 2^20, and fractions are multiples of 1 / size
-    // >= 1 / 512.
-    const uint32_t reciprocal = ((1U << 20) + size - 1) / size;
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) {
-      const uint32_t group = (static_cast<uint32_t>(lane + 32 * i) * reciprocal) >> 20;
-      if ((kept >> (group * lanes) & 1) == 0) key[i] = 0;
-    }
-  }
-  float sum = 0;
-  int32_t my_expert = 0;
-  float my_score = 0;
-  uint32_t best = 0;
-  uint32_t best_expert = 0;
-  const auto find_best = [&] {
-    best = key[0];
-    best_expert = lane;
-#pragma unroll
-    for (int i = 1; i < kPerLane; ++i) {
-      if (key[i] > best) {
-        best = key[i];
-        best_expert = lane + 32 * i;
-      }
-    }
-  };
-  find_best();
-  for (int slot = 0; slot < rules.top_k; ++slot) {
-    const uint32_t largest = __reduce_max_sync(~0U, best);
-    uint32_t winner = __reduce_min_sync(~0U, best == largest ? best_expert : ~0U);
-    if (largest == 0) winner = 0;  // no candidate is left
-    const float s = score[winner];
-    sum += s;
-    if (lane == slot) {
-      my_expert = static_cast<int32_t>(winner);
-      my_score = s;
-    }
-    if (lane == winner % 32) {
-#pragma unroll
-      for (int i = 0; i < kPerLane; ++i) {
-        if (winner / 32 == static_cast<uint32_t>(i)) key[i] = 0;
-      }
-      find_best();
-    }
-  }
-  const float factor =
-      rules.normalize ? rules.scaling_factor / (sum + 1e-20F) : rules.scaling_factor;
-  if (lane < rules.top_k) {
-    routing.experts[token * rules.top_k + lane] = my_expert;
-    routing.weights[token * rules.top_k + lane] = my_score * factor;
-  }
-  return my_expert;
-}
-
-// ---- lists -------------------------------------------------------------------------------------
-
-// What a block needs to build lists, beside `slots` [T * k] in dynamic shared memory.
-struct ListShared {
-  uint16_t before[kListWarps][kMaxExperts];  // entries of an expert in earlier warps' shares
-  int32_t begin[kMaxExperts];
-  uint64_t warp_sums[kListWarps];
-};
-
-// A block of kChoiceThreads builds the lists; expert_at(i) is the expert of entry i. Each warp
-// takes a contiguous share of the entries; an entry's place is its expert's begin, plus the
-// expert's entries in earlier shares, plus those before it in its own.
-template <typename ExpertAt>
-__device__ __forceinline__ void build_lists(const ExpertAt& expert_at,
-                                            int num_tokens,
-                                            int top_k,
-                                            const ListOptions& options,
-                                            const ExpertLists& lists,
-                                            ListShared& s,
-                                            uint32_t* slots) {
-  constexpr uint32_t kNone = ~0U;
-  const int tid = threadIdx.x;
-  const int warp = tid / 32;
-  const int lane = tid % 32;
-  const int live =
-      options.live_tokens != nullptr ? min(max(*options.live_tokens, 0), num_tokens) : num_tokens;
-  const int entries = live * top_k;
-  const int share = (entries + kChoiceThreads - 1) / kChoiceThreads * 32;
-  for (int e = lane; e < options.num_local; e += 32) s.before[warp][e] = 0;
-  __syncwarp();
-  for (int i = warp * share + lane; i - lane < min((warp + 1) * share, entries); i += 32) {
-    int id = i < entries ? expert_at(i) - options.first_expert : -1;
-    if (id < 0 || id >= options.num_local) id = -1;
-    const uint32_t same = __match_any_sync(~0U, id);
-    const int rank = __popc(same & ((1U << lane) - 1));
-    const int earlier = id >= 0 ? s.before[warp][id] : 0;
-    __syncwarp();
-    if (id >= 0 && rank == 0) s.before[warp][id] = static_cast<uint16_t>(earlier + __popc(same));
-    __syncwarp();
-    if (i < entries) slots[i] = id < 0 ? kNone : static_cast<uint32_t>((earlier + rank) << 16 | id);
-  }
-  __syncthreads();
-
-  constexpr int kPerThread = kMaxExperts / kChoiceThreads;
-  const int per_thread = (options.num_local + kChoiceThreads - 1) / kChoiceThreads;
-  const int block_size = token_block_size(num_tokens);
-  int count[kPerThread] = {};
-  uint64_t mine = 0;  // entries, blocks and groups of 8 in 20 bits each
-#pragma unroll
-  for (int p = 0; p < kPerThread; ++p) {
-    const int e = tid * per_thread + p;
-    if (p >= per_thread || e >= options.num_local) break;
-#pragma unroll
-    for (int w = 0; w < kListWarps; ++w) {
-      const int here = s.before[w][e];
-      s.before[w][e] = static_cast<uint16_t>(count[p]);
-      count[p] += here;
-    }
-    mine += static_cast<uint64_t>(count[p]) |
-            static_cast<uint64_t>((count[p] + block_size - 1) / block_size) << 20 |
-            static_cast<uint64_t>((count[p] + 7) / 8) << 40;
-  }
-  uint64_t before = mine;
-#pragma unroll
-  for (int offset = 1; offset < 32; offset *= 2) {
-    const uint64_t other = __shfl_up_sync(~0U, before, offset);
-    if (lane >= offset) before += other;
-  }
-  if (lane == 31) s.warp_sums[warp] = before;
-  before -= mine;
-  __syncthreads();
-#pragma unroll
-  for (int w = 0; w < kListWarps; ++w) before += w < warp ? s.warp_sums[w] : 0;
-
-  constexpr uint64_t kMask = (1U << 20) - 1;
-  int begin = static_cast<int>(before & kMask);
-  int block = static_cast<int>(before >> 20 & kMask);
-  int group = static_cast<int>(before >> 40 & kMask);
-#pragma unroll
-  for (int p = 0; p < kPerThread; ++p) {
-    if (count[p] == 0) continue;
-    const int e = tid * per_thread + p;
-    s.begin[e] = begin;
-    for (int first = 0; first < count[p]; first += block_size) {
-      const int n = min(count[p] - first, block_size);
-      *reinterpret_cast<int4*>(lists.blocks + block) = make_int4(e, begin + first, n, group);
-      ++block;
-      group += (n + 7) / 8;
-    }
-    begin += count[p];
-  }
-  if (tid == kChoiceThreads - 1) *lists.num_blocks = block;
-  __syncthreads();
-  for (int i = tid; i < entries; i += kChoiceThreads) {
-    if (slots[i] == kNone) continue;
-    const uint32_t e = slots[i] & 0xFFFF;
-    lists.entries[s.begin[e] + s.before[i / share][e] + (slots[i] >> 16)] = i;
-  }
-}
-
-#endif  // R1D_SM90
-
-// One block per token; the last to finish builds the lists.
-__global__ void __launch_bounds__(kChoiceThreads, 1) router_choose(const float* partial,
-                                                                   int chunks,
-                                                                   const float* bias,
-                                                                   RouterRules rules,
-                                                                   ListOptions options,
-                                                                   Routing routing,
-                                                                   ExpertLists lists,
-                                                                   uint32_t* arrivals) {
-#ifdef R1D_SM90
-  __shared__ float score[kMaxExperts];
-  __shared__ float choice[kMaxExperts];
-  __shared__ int32_t chosen[kMaxTopK];
-  __shared__ bool last;
-  __shared__ ListShared list_shared;
-  extern __shared__ uint32_t slots[];
-  const int num_tokens = gridDim.x;
-  const int token = blockIdx.x;
+  extern __shared__ __align__(128) uint8_t raw[];
   grid_launch_dependents();
   grid_dependency_wait();
-  const int64_t stride = static_cast<int64_t>(num_tokens) * rules.num_experts;
-  for (int e = threadIdx.x; e < rules.num_experts; e += kChoiceThreads) {
-    const float* from = partial + static_cast<int64_t>(token) * rules.num_experts + e;
-    float logit = 0;
-#pragma unroll 32
-    for (int c = 0; c < chunks; ++c) logit += __ldcg(from + c * stride);
-    score_expert(logit, bias, e, score, choice);
-  }
-  __syncthreads();
-  if (threadIdx.x < 32) {
-    const int32_t mine =
-        rules.num_experts <= 256
-            ? choose_experts<8>(score, choice, rules, token, routing)
-            : choose_experts<kMaxExperts / 32>(score, choice, rules, token, routing);
-    chosen[threadIdx.x] = mine;
-    if (num_tokens > 1) {
-      __threadfence();
-      __syncwarp();
-      if (threadIdx.x == 0) {
-        last = atomicAdd(arrivals, 1) == static_cast<uint32_t>(num_tokens - 1);
-        if (last) *arrivals = 0;
-        __threadfence();
-      }
-    }
-  }
-  __syncthreads();
-  if (num_tokens == 1) {
-    const auto expert_at = [&](int i) { return chosen[i]; };
-    build_lists(expert_at, 1, rules.top_k, options, lists, list_shared, slots);
-  } else if (last) {
-    const auto expert_at = [&](int i) { return __ldcg(routing.experts + i); };
-    build_lists(expert_at, num_tokens, rules.top_k, options, lists, list_shared, slots);
-  }
+  finish<kPer>(args, blockIdx.x, gridDim.x, raw);
 #endif  // R1D_SM90
 }
 
-__global__ void __launch_bounds__(32 * kTokensPerBlock) router_choose_logits(const float* logits,
-                                                                             int64_t logits_stride,
-                                                                             const float* bias,
-                                                                             int num_tokens,
-                                                                             RouterRules rules,
-                                                                             Routing routing) {
+// Places of `score` and `choice` that the choice may read.
+__host__ __device__ constexpr int places_of(const RouterRules& rules) {
+  return rules.num_experts <= kFewExperts ? kFewExperts : kMaxExperts;
+}
+
+__global__ void __launch_bounds__(32 * kTokensPerBlock) choose_logits(const float* logits,
+                                                                      int64_t logits_stride,
+                                                                      const float* bias,
+                                                                      int num_tokens,
+                                                                      RouterRules rules,
+                                                                      Routing routing) {
 #ifdef R1D_SM90
-  extern __shared__ float scores[];
+  extern __shared__ __align__(16) float scores[];
   const int warp = threadIdx.x / 32;
   const int token = blockIdx.x * kTokensPerBlock + warp;
   grid_launch_dependents();
   grid_dependency_wait();
   if (token >= num_tokens) return;
-  float* score = scores + warp * 2 * rules.num_experts;
-  float* choice = score + rules.num_experts;
+  float* score = scores + warp * 2 * places_of(rules);
+  float* choice = score + places_of(rules);
   for (int e = threadIdx.x % 32; e < rules.num_experts; e += 32) {
-    score_expert(logits[token * logits_stride + e], bias, e, score, choice);
+    score_expert(
+        logits[token * logits_stride + e], bias != nullptr ? bias[e] : 0.0F, score + e, choice + e);
   }
   __syncwarp();
-  if (rules.num_experts <= 256) {
-    choose_experts<8>(score, choice, rules, token, routing);
-  } else {
-    choose_experts<kMaxExperts / 32>(score, choice, rules, token, routing);
-  }
+  choose(score, choice, rules, token, routing);
 #endif  // R1D_SM90
 }
 
-__global__ void __launch_bounds__(kChoiceThreads) router_list(
+__global__ void __launch_bounds__(kThreads) list_kernel(
     const int32_t* experts, int num_tokens, int top_k, ListOptions options, ExpertLists lists) {
 #ifdef R1D_SM90
-  __shared__ ListShared list_shared;
-  extern __shared__ uint32_t slots[];
+  extern __shared__ __align__(128) uint8_t raw[];
+  auto* slots = reinterpret_cast<uint32_t*>(raw);
   grid_launch_dependents();
   grid_dependency_wait();
-  const auto expert_at = [&](int i) { return __ldcg(experts + i); };
-  build_lists(expert_at, num_tokens, top_k, options, lists, list_shared, slots);
+  for (int i = threadIdx.x; i < num_tokens * top_k; i += kThreads) slots[i] = __ldcg(experts + i);
+  __syncthreads();
+  const int entries = live_entries(options, num_tokens, top_k);
+  auto& shared = *reinterpret_cast<ListShared*>(slots + slots_of(num_tokens, top_k));
+  build_lists(slots, num_tokens, top_k, entries, options, lists, shared);
 #endif  // R1D_SM90
 }
 
@@ -511,17 +625,121 @@ bool valid(const ListOptions& options) {
   return options.num_local >= 1 && options.num_local <= kMaxExperts && options.first_expert >= 0;
 }
 
-size_t slots_bytes(int32_t num_tokens, int32_t top_k) {
-  return static_cast<size_t>(num_tokens) * top_k * sizeof(uint32_t);
+size_t finish_bytes(const Finish& args) {
+  const size_t round = sizeof(RoundShared) + sizeof(float) * args.round * kRoundGroups * args.pitch;
+  return sizeof(uint32_t) * slots_of(args.num_tokens, args.rules.top_k) +
+         std::max(round, sizeof(ListShared));
+}
+int blocks_of(const Grid& grid) {
+  return static_cast<int>(grid.blocks.x * grid.blocks.y * grid.blocks.z);
+}
+int finishing_blocks(int num_tokens) {
+  return num_tokens <= kTokensAlone ? 1 : num_tokens;
+}
+// Tokens that one of `blocks` takes at a time.
+int round_of(int num_tokens, int blocks) {
+  return num_tokens <= kTokensAlone ? num_tokens
+                                    : std::min((num_tokens + blocks - 1) / blocks, kRoundTokens);
 }
 
-constexpr size_t kArrivalsBytes = 16;
+// How the logits are computed: `chunks` make a partial.
+struct Form {
+  bool rows = false;  // logits_rows_bf16, else tiles
+  int chunks = 1;
+  Grid grid;
+};
+Form rows_form(int64_t hidden, int num_experts) {
+  Form form{.rows = true, .chunks = kGroup, .grid = {}};
+  form.grid.blocks = dim3(static_cast<unsigned>((num_chunks(hidden) + kGroup - 1) / kGroup),
+                          (num_experts + kRowExperts - 1) / kRowExperts);
+  form.grid.threads = dim3(kThreads);
+  return form;
+}
+Form tiles_form(int num_tokens, int64_t hidden, int num_experts, int chunks) {
+  Form form{.rows = false, .chunks = chunks, .grid = {}};
+  form.grid.blocks = dim3(static_cast<unsigned>((num_chunks(hidden) + chunks - 1) / chunks),
+                          (num_experts + kTile - 1) / kTile,
+                          (num_tokens + kTile - 1) / kTile);
+  form.grid.threads = dim3(kThreads);
+  return form;
+}
+// The least chunks a block whose blocks all fit on the GPU at once.
+Form bf16_form(int num_tokens, int64_t hidden, int num_experts, int num_sms) {
+  if (num_tokens <= kRowTokens) return rows_form(hidden, num_experts);
+  Form form = tiles_form(num_tokens, hidden, num_experts, 1);
+  for (int chunks = 2; chunks <= kGroup && blocks_of(form.grid) > num_sms; chunks *= 2) {
+    form = tiles_form(num_tokens, hidden, num_experts, chunks);
+  }
+  return form;
+}
+
+template <int kChunks>
+cudaError_t launch_tiles(const void* weight,
+                         const __nv_bfloat16* x,
+                         int64_t hidden,
+                         const Finish& args,
+                         Grid grid,
+                         const Launch& launch) {
+  CUtensorMap maps[2];
+  const void* data[2] = {weight, x};
+  const int64_t rows[2] = {args.rules.num_experts, args.num_tokens};
+  for (int i = 0; i < 2; ++i) {
+    const cudaError_t error = encode_2d({.data = data[i],
+                                         .rows = rows[i],
+                                         .cols = hidden,
+                                         .box_rows = kTile,
+                                         .box_cols = kChunk,
+                                         .swizzle = Swizzle::kNone},
+                                        &maps[i]);
+    if (error != cudaSuccess) return error;
+  }
+  grid.shared_bytes = std::max<size_t>(2 * kChunks * kTileBytes, finish_bytes(args));
+  return enqueue(logits_tiles_bf16<kChunks>, grid, launch, maps[0], maps[1], args);
+}
+
+cudaError_t launch_rows(const void* weight,
+                        const __nv_bfloat16* x,
+                        int64_t hidden,
+                        const Finish& args,
+                        Grid grid,
+                        const Launch& launch) {
+  const cudaError_t error = leave_shared_memory(logits_rows_bf16);
+  if (error != cudaSuccess) return error;
+  grid.shared_bytes = finish_bytes(args);
+  return enqueue(
+      logits_rows_bf16, grid, launch, static_cast<const __nv_bfloat16*>(weight), x, hidden, args);
+}
+
+cudaError_t launch_f32(const void* weight,
+                       const __nv_bfloat16* x,
+                       int64_t hidden,
+                       const Finish& args,
+                       Grid grid,
+                       const Launch& launch) {
+  grid.threads = dim3(kF32Threads);
+  grid.shared_bytes = (static_cast<size_t>(kTile) * (kChunk + 1) +
+                       static_cast<size_t>(std::min(args.num_tokens, kTile)) * kChunk) *
+                      sizeof(float);
+  return enqueue(logits_f32, grid, launch, static_cast<const float*>(weight), x, hidden, args);
+}
+
+template <int kPer>
+cudaError_t launch_finish(const Finish& args, const Launch& launch) {
+  Grid grid;
+  grid.blocks = dim3(finishing_blocks(args.num_tokens));
+  grid.threads = dim3(kThreads);
+  grid.shared_bytes = finish_bytes(args);
+  return enqueue(finish_kernel<kPer>, grid, launch, args);
+}
 
 }  // namespace
+}  // namespace router
 
 size_t route_decode_workspace(int32_t num_tokens, int64_t hidden, int32_t num_experts) {
-  return kArrivalsBytes +
-         static_cast<size_t>(num_chunks(hidden)) * num_tokens * num_experts * sizeof(float);
+  const int64_t pitch = (num_experts + 3) / 4 * 4;
+  const int64_t words =
+      int64_t{num_tokens} * (router::kMaxTopK + router::num_chunks(hidden) * pitch);
+  return static_cast<size_t>(words) * sizeof(uint32_t);
 }
 
 cudaError_t route_decode(const void* weight,
@@ -536,54 +754,51 @@ cudaError_t route_decode(const void* weight,
                          const ExpertLists& lists,
                          void* workspace,
                          const Launch& launch) {
+  using namespace router;
   if (num_tokens == 0) return cudaSuccess;
   if (num_tokens < 0 || num_tokens > kRouteDecodeTokens || hidden < 8 || hidden % 8 != 0 ||
       hidden > (1 << 20) || !valid(rules) || !valid(options)) {
     return cudaErrorInvalidValue;
   }
-  auto* arrivals = static_cast<uint32_t*>(workspace);
-  auto* partial = reinterpret_cast<float*>(static_cast<std::byte*>(workspace) + kArrivalsBytes);
-  const int chunks = static_cast<int>(num_chunks(hidden));
-  const int tile_tokens = std::min(num_tokens, kTileTokens);
-  Grid grid;
-  grid.blocks = dim3(chunks,
-                     (rules.num_experts + kTileExperts - 1) / kTileExperts,
-                     (num_tokens + kTileTokens - 1) / kTileTokens);
-  grid.threads = dim3(kGemmThreads);
-  cudaError_t error = cudaSuccess;
-  if (weight_type == RouterWeightType::kBf16) {
-    grid.shared_bytes = static_cast<size_t>(kTileExperts + (tile_tokens + 7) / 8 * 8) * kPitch *
-                        sizeof(__nv_bfloat16);
-    error = enqueue(num_tokens <= 8 ? router_gemm_bf16<1> : router_gemm_bf16<kTileTokens / 8>,
-                    grid,
-                    launch,
-                    static_cast<const __nv_bfloat16*>(weight),
-                    x,
-                    partial,
-                    num_tokens,
-                    hidden,
-                    rules.num_experts);
-  } else {
-    grid.shared_bytes = (static_cast<size_t>(kTileExperts) * (kChunk + 1) +
-                         static_cast<size_t>(tile_tokens) * kChunk) *
-                        sizeof(float);
-    error = enqueue(router_gemm_f32,
-                    grid,
-                    launch,
-                    static_cast<const float*>(weight),
-                    x,
-                    partial,
-                    num_tokens,
-                    hidden,
-                    rules.num_experts);
-  }
+  int device = 0;
+  int num_sms = 0;
+  cudaError_t error = cudaGetDevice(&device);
   if (error != cudaSuccess) return error;
-  grid = Grid{};
-  grid.blocks = dim3(num_tokens);
-  grid.threads = dim3(kChoiceThreads);
-  grid.shared_bytes = slots_bytes(num_tokens, rules.top_k);
-  return enqueue(
-      router_choose, grid, launch, partial, chunks, bias, rules, options, routing, lists, arrivals);
+  error = cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device);
+  if (error != cudaSuccess) return error;
+
+  const bool f32 = weight_type == RouterWeightType::kF32;
+  const Form form = f32 ? tiles_form(num_tokens, hidden, rules.num_experts, 1)
+                        : bf16_form(num_tokens, hidden, rules.num_experts, num_sms);
+  // Blocks that wait for each other must all have a place.
+  const bool here = !f32 && blocks_of(form.grid) <= num_sms;
+  auto* published = static_cast<uint32_t*>(workspace);
+  const Finish args{
+      .partial = reinterpret_cast<float*>(published + int64_t{num_tokens} * kMaxTopK),
+      .published = published,
+      .bias = bias,
+      .rules = rules,
+      .options = options,
+      .routing = routing,
+      .lists = lists,
+      .num_tokens = num_tokens,
+      .num_partials = static_cast<int>(form.grid.blocks.x),
+      .pitch = (rules.num_experts + 3) / 4 * 4,
+      .round = round_of(num_tokens, here ? blocks_of(form.grid) : finishing_blocks(num_tokens)),
+      .here = here};
+  if (f32) {
+    error = launch_f32(weight, x, hidden, args, form.grid, launch);
+  } else if (form.rows) {
+    error = launch_rows(weight, x, hidden, args, form.grid, launch);
+  } else if (form.chunks == 1) {
+    error = launch_tiles<1>(weight, x, hidden, args, form.grid, launch);
+  } else if (form.chunks == 2) {
+    error = launch_tiles<2>(weight, x, hidden, args, form.grid, launch);
+  } else {
+    error = launch_tiles<4>(weight, x, hidden, args, form.grid, launch);
+  }
+  if (error != cudaSuccess || here) return error;
+  return f32 ? launch_finish<kGroup>(args, launch) : launch_finish<1>(args, launch);
 }
 
 cudaError_t route_from_logits(const float* logits,
@@ -593,15 +808,16 @@ cudaError_t route_from_logits(const float* logits,
                               const RouterRules& rules,
                               const Routing& routing,
                               const Launch& launch) {
+  using namespace router;
   if (num_tokens == 0) return cudaSuccess;
   if (num_tokens < 0 || !valid(rules) || logits_stride < rules.num_experts)
     return cudaErrorInvalidValue;
   Grid grid;
   grid.blocks = dim3((num_tokens + kTokensPerBlock - 1) / kTokensPerBlock);
   grid.threads = dim3(32 * kTokensPerBlock);
-  grid.shared_bytes = static_cast<size_t>(kTokensPerBlock) * 2 * rules.num_experts * sizeof(float);
+  grid.shared_bytes = static_cast<size_t>(kTokensPerBlock) * 2 * places_of(rules) * sizeof(float);
   return enqueue(
-      router_choose_logits, grid, launch, logits, logits_stride, bias, num_tokens, rules, routing);
+      choose_logits, grid, launch, logits, logits_stride, bias, num_tokens, rules, routing);
 }
 
 cudaError_t list_experts(const int32_t* experts,
@@ -610,6 +826,7 @@ cudaError_t list_experts(const int32_t* experts,
                          const ListOptions& options,
                          const ExpertLists& lists,
                          const Launch& launch) {
+  using namespace router;
   if (num_tokens == 0) return cudaSuccess;
   if (num_tokens < 0 || num_tokens > kRouteDecodeTokens || top_k < 1 || top_k > kMaxTopK ||
       !valid(options)) {
@@ -617,9 +834,9 @@ cudaError_t list_experts(const int32_t* experts,
   }
   Grid grid;
   grid.blocks = dim3(1);
-  grid.threads = dim3(kChoiceThreads);
-  grid.shared_bytes = slots_bytes(num_tokens, top_k);
-  return enqueue(router_list, grid, launch, experts, num_tokens, top_k, options, lists);
+  grid.threads = dim3(kThreads);
+  grid.shared_bytes = sizeof(uint32_t) * slots_of(num_tokens, top_k) + sizeof(ListShared);
+  return enqueue(list_kernel, grid, launch, experts, num_tokens, top_k, options, lists);
 }
 
 }  // namespace r1d::kernels

@@ -77,13 +77,15 @@ struct ListOptions {
 
 inline constexpr int32_t kRouteDecodeTokens = 256;
 
-// Bytes of route_decode's workspace for up to `num_tokens`; 16-byte aligned. Zeroed once by the
-// caller before the first use; every call leaves it ready for the next. Calls that share it must
-// not overlap.
+// Bytes of route_decode's workspace for up to `num_tokens`; 16-byte aligned. All of it is zeroed
+// once by the caller before the first use; every call leaves it zeroed for the next. Calls that
+// share it must not overlap.
 size_t route_decode_workspace(int32_t num_tokens, int64_t hidden, int32_t num_experts);
 
-// Router GEMM, choice and lists for 1 .. kRouteDecodeTokens tokens: two launches. f32 accumulation,
+// Router GEMM, choice and lists for 1 .. kRouteDecodeTokens tokens: one launch, or two where its
+// blocks would not all fit on the GPU at once (many experts, f32 weights). f32 accumulation,
 // products exact, a fixed order of sums: a token's result does not depend on the others.
+// NOTE: the one launch's blocks wait for each other. What runs beside it must end by itself.
 //   weight   [E, D] bf16 or f32, 16-byte aligned; D = hidden, a multiple of 8
 //   bias     [E] f32, may be null
 //   x        [T, D] bf16, normed, 16-byte aligned

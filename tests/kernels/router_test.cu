@@ -290,6 +290,62 @@ TEST(RouterTest, ListsHoldEveryLocalEntryInOrder) {
   }
 }
 
+// As where no candidate is left for a token but the first expert.
+TEST(RouterTest, ListsTakeATokensExpertTwice) {
+  R1D_NEEDS_GPU(90);
+  for (const int tokens : {2, 3, 70}) {
+    std::vector<int32_t> experts;
+    for (int i = 0; i < tokens * 4; ++i) experts.push_back(i % 4 == 0 ? i % 7 : 0);
+    DeviceArray<int32_t> d_experts(experts);
+    Lists lists(tokens, 4, 8);
+    ASSERT_EQ(list_experts(d_experts.data(), tokens, 4, {0, 8, nullptr}, lists.view(), {}),
+              cudaSuccess);
+    expect_lists(experts,
+                 tokens,
+                 tokens,
+                 4,
+                 0,
+                 8,
+                 lists.num_blocks.download(),
+                 lists.blocks.download(),
+                 lists.entries.download());
+  }
+  // All candidates dropped: expert 0 in every slot, through both ways to build lists.
+  DeviceArray<uint16_t> weight(std::vector<uint16_t>(16 * 64, 0));
+  DeviceArray<float> bias(std::vector<float>(16, -kInfinity));
+  for (const int tokens : {2, 40}) {
+    DeviceArray<uint16_t> x(std::vector<uint16_t>(tokens * 64, 0));
+    DeviceArray<int32_t> chosen(tokens * 4);
+    DeviceArray<float> weights(tokens * 4);
+    DeviceArray<uint8_t> workspace(route_decode_workspace(tokens, 64, 16), 0);
+    Lists lists(tokens, 4 * 4, 16);
+    ASSERT_EQ(route_decode(weight.data(),
+                           RouterWeightType::kBf16,
+                           bias.data(),
+                           reinterpret_cast<const __nv_bfloat16*>(x.data()),
+                           tokens,
+                           64,
+                           {16, 4, 1, 1, true, 1},
+                           {0, 16, nullptr},
+                           {chosen.data(), weights.data()},
+                           lists.view(),
+                           workspace.data(),
+                           {}),
+              cudaSuccess);
+    const std::vector<int32_t> zeros(tokens * 4, 0);
+    EXPECT_EQ(chosen.download(), zeros);
+    expect_lists(zeros,
+                 tokens,
+                 tokens,
+                 4,
+                 0,
+                 16,
+                 lists.num_blocks.download(),
+                 lists.blocks.download(),
+                 lists.entries.download());
+  }
+}
+
 struct Decode {
   std::vector<int32_t> experts;
   std::vector<float> weights;
@@ -332,7 +388,7 @@ Decode check_decode(int num_tokens,
   DeviceArray<int32_t> experts(static_cast<size_t>(num_tokens) * rules.top_k);
   DeviceArray<float> weights(static_cast<size_t>(num_tokens) * rules.top_k);
   DeviceArray<uint8_t> workspace(route_decode_workspace(num_tokens, hidden, rules.num_experts));
-  R1D_MUST(cudaMemset(workspace.data(), 0, 16));
+  workspace.poison(0);
   Lists lists(num_tokens, rules.top_k, num_local);
   Decode out;
   for (int run = 0; run < 3; ++run) {
@@ -368,10 +424,20 @@ Decode check_decode(int num_tokens,
 
 TEST(RouterTest, DecodeRoutesR1) {
   R1D_NEEDS_GPU(90);
-  for (const int num_tokens : {1, 2, 8, 9, 64}) {
+  for (const int num_tokens : {1, 2, 4, 5, 8, 9, 16, 17, 64, 65, 128, 129, 256}) {
     check_decode(num_tokens, 7168, kR1, false, 0, 256, 10 * num_tokens);
   }
   check_decode(8, 7168, kR1, true, 32, 32, 99);
+}
+
+// More blocks than a GPU holds: those that compute do not choose.
+TEST(RouterTest, DecodeServesWideModels) {
+  R1D_NEEDS_GPU(90);
+  const RouterRules rules{512, 8, 8, 4, true, 1};
+  for (const int num_tokens : {1, 9, 100}) {
+    check_decode(num_tokens, 7168, rules, false, 0, 512, 600 + num_tokens);
+  }
+  check_decode(20, 7168, {384, 8, 1, 1, true, 2.8F}, false, 0, 384, 700);
 }
 
 TEST(RouterTest, DecodeServesSmallAndOddSizes) {
@@ -387,14 +453,14 @@ TEST(RouterTest, DecodeServesSmallAndOddSizes) {
 
 TEST(RouterTest, ATokensRouteDoesNotDependOnTheOthers) {
   R1D_NEEDS_GPU(90);
-  const auto rows = to_bf16(random_floats(64 * 7168, 77));
-  const Decode many = check_decode(64, 7168, kR1, false, 0, 256, 500, &rows);
-  for (const int t : {0, 5, 63}) {
-    const std::vector<uint16_t> row(rows.begin() + t * 7168, rows.begin() + (t + 1) * 7168);
-    const Decode one = check_decode(1, 7168, kR1, false, 0, 256, 500, &row);
-    for (int s = 0; s < 8; ++s) {
-      EXPECT_EQ(one.experts[s], many.experts[t * 8 + s]);
-      EXPECT_EQ(one.weights[s], many.weights[t * 8 + s]);  // to the bit
+  const auto rows = to_bf16(random_floats(256 * 7168, 77));
+  const Decode all = check_decode(256, 7168, kR1, false, 0, 256, 500, &rows);
+  for (const int count : {1, 5, 16, 17, 64, 128}) {
+    const std::vector<uint16_t> first(rows.begin(), rows.begin() + count * 7168);
+    const Decode some = check_decode(count, 7168, kR1, false, 0, 256, 500, &first);
+    for (int i = 0; i < count * 8; ++i) {
+      ASSERT_EQ(some.experts[i], all.experts[i]) << count << " tokens, entry " << i;
+      ASSERT_EQ(some.weights[i], all.weights[i]) << count << " tokens, entry " << i;  // to the bit
     }
   }
 }
