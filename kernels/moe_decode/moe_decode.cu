@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Problem   out[T,D] = sum over a token's local experts of weight * mlp(x) + mlp_shared(x); up to
-//           256 tokens.
+// Problem   out[T,D] = sum over a token's local experts of weight * mlp(x) + mlp_shared(x). Here up
+//           to 8 tokens; many.cu has the form for 9 to 256.
 // Layout    x QuantizedRows [T,D]; per expert gate_up tiles [2 I, D], down tiles [D, I]; layout.h.
 //           Between the launches h as operand tiles: for a block of tokens (ExpertBlock) with g
 //           groups of 8, 1024-byte tiles [I / 128][g] of 8 rows x 128 columns e4m3, swizzled, and
@@ -33,18 +33,17 @@
 #include "kernels/common/ptx.cuh"
 #include "kernels/common/wgmma.cuh"
 #include "kernels/moe_decode/moe_decode.h"
+#include "kernels/moe_decode/problem.cuh"
 
 namespace r1d::kernels {
 namespace {
 
-constexpr int kGateUpBlocks = 132;  // an H200's SMs; any number is correct
-constexpr int kColumns = 128;       // a scale's block of columns
-constexpr int kTileBytes = TiledMatrix::kTileBytes;
+using namespace moe;
+
+constexpr int kGateUpBlocks = 132;           // an H200's SMs; any number is correct
 constexpr int kStageBytes = 2 * kTileBytes;  // a ring stage holds two tiles, neighbours along K
 constexpr int kChunkBlocks = 8;              // column blocks of 128 to a chunk
-constexpr int kStrips = 4;                   // 64-row strips of gate_up to 128 columns of h
 constexpr int kStripColumns = 32;
-constexpr int kAtomBytes = 1024;  // 8 rows x 128 bytes, the unit of the swizzle
 constexpr int kMaxStages = 16;
 constexpr int kConsumers = 256;
 constexpr int kGateUpThreads = kConsumers + 96;  // + two weight and one gather warp
@@ -55,30 +54,6 @@ constexpr int kAccPitch = 68;       // floats; 8 tokens' rows start in different
 constexpr int kMaxTopK = 32;
 constexpr int kMaxLocal = 512;
 constexpr size_t kMaxSharedBytes = 226 * 1024;
-
-// Everything that both kernels read.
-struct Problem {
-  QuantizedRows x;
-  const float* weights;
-  ExpertLists lists;
-  RoutedExperts routed;
-  SharedExpert shared;
-  __nv_bfloat16* out;
-  uint32_t* arrivals;  // [2 * kGateUpBlocks], zero between calls
-  float2* partial;     // [3 * kGateUpBlocks][items of a unit][token][32 columns] of (gate, up)
-  uint8_t* h;          // routed, then shared
-  float* h_scale;
-  uint8_t* shared_h;
-  float* shared_h_scale;
-  int num_tokens;
-  int top_k;
-  int max_blocks;
-  int stages;
-  int hidden_blocks;   // D / 128
-  int routed_columns;  // I / 128
-  int shared_columns;  // Is / 128, 0 without a shared expert
-  int shared_blocks;   // blocks of kTokens tokens
-};
 
 // ---- shared memory -----------------------------------------------------------------------------
 
@@ -212,16 +187,6 @@ struct Run {
     lo = split.shared + from - shared_lo;
     hi = split.shared + to - shared_hi;
   }
-};
-
-// One (token block, 128 columns of h).
-struct Unit {
-  bool shared;
-  int columns;  // which 128
-  int count;    // tokens
-  int begin;    // first entry; the shared expert: first token
-  int expert;
-  int group;
 };
 
 __device__ __forceinline__ Unit unit_at(const Problem& p,
@@ -866,8 +831,11 @@ Workspace plan_workspace(const MoeDecodeSizes& z) {
   const size_t shared_groups = (z.num_tokens + 7) / 8;
   Workspace w{};
   w.partial = round_up(2 * kGateUpBlocks * sizeof(uint32_t));
-  w.h = w.partial + round_up(3 * kGateUpBlocks * chunks * kStrips * token_block_size(z.num_tokens) *
-                             kStripColumns * sizeof(float2));
+  const size_t partial =
+      z.num_tokens > kFewTokens
+          ? many_partial_bytes(z.hidden)
+          : 3 * kGateUpBlocks * chunks * kStrips * kFewTokens * kStripColumns * sizeof(float2);
+  w.h = w.partial + round_up(partial);
   w.h_scale = w.h + round_up(groups * 8 * z.intermediate);
   w.shared_h = w.h_scale + round_up(groups * 8 * (z.intermediate / kColumns) * sizeof(float));
   w.shared_h_scale = w.shared_h + round_up(shared_groups * 8 * z.shared_intermediate);
@@ -964,7 +932,7 @@ cudaError_t moe_decode(const QuantizedRows& x,
       units * unit_items * kGateUpBlocks > INT32_MAX) {
     return cudaErrorInvalidValue;
   }
-  return block_tokens == 8 ? enqueue_both<8>(p, launch) : enqueue_both<32>(p, launch);
+  return num_tokens > kFewTokens ? enqueue_many(p, launch) : enqueue_both<kFewTokens>(p, launch);
 }
 
 }  // namespace r1d::kernels
