@@ -38,6 +38,11 @@ __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
+// Waits for all of the thread's copies, committed or not.
+__device__ __forceinline__ void cp_async_wait_all() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
 // ---- warp matrix products (sm_80) --------------------------------------------------------------
 
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t address) {
@@ -62,6 +67,18 @@ __device__ __forceinline__ void mma_bf16_16x8x16(float (&d)[4],
 }
 
 #ifdef R1D_SM90
+
+// d[16x8] += a[16x32] b[32x8], e4m3 in, f32 out (sm_89; sm_90 widens to f16 first, so a sum keeps
+// all of f32). Register i of a thread holds four values along K: a = rows lane / 4 and lane / 4 + 8
+// at columns 4 (lane % 4), then both at 16 more; b likewise.
+__device__ __forceinline__ void mma_e4m3_16x8x32(
+    float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
 
 // ---- programmatic dependent launch -------------------------------------------------------------
 
@@ -180,6 +197,10 @@ __device__ __forceinline__ void bulk_load_hint(
 __device__ __forceinline__ void bulk_prefetch_l2(const void* from, uint32_t bytes) {
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
 }
+// The same for the line of 128 bytes that holds an address.
+__device__ __forceinline__ void prefetch_l2(const void* from) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+}
 // A box of a tensor map (CUtensorMap, passed as a __grid_constant__ parameter).
 __device__ __forceinline__ void tensor_load_2d(
     void* to, const void* map, int32_t x, int32_t y, uint64_t* barrier) {
@@ -284,6 +305,20 @@ __device__ __forceinline__ void cluster_store_async(uint32_t remote,
       "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(
           remote),
       "f"(value),
+      "r"(remote_barrier)
+      : "memory");
+}
+
+// Stores to another CTA's shared memory and counts the bytes on that CTA's barrier; both addresses
+// as cluster_address() gives them.
+__device__ __forceinline__ void cluster_store_async(uint32_t remote,
+                                                    float2 value,
+                                                    uint32_t remote_barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::
+          "r"(remote),
+      "f"(value.x),
+      "f"(value.y),
       "r"(remote_barrier)
       : "memory");
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Problem   out[T,D] = sum over a token's local experts of weight * mlp(x) + mlp_shared(x). Here up
-//           to 8 tokens; many.cu has the form for 9 to 256.
+//           to 8 tokens of large shares; few.cu has the form for small ones, many.cu for 9 to 256.
 // Layout    x QuantizedRows [T,D]; per expert gate_up tiles [2 I, D], down tiles [D, I]; layout.h.
 //           Between the launches h as operand tiles: for a block of tokens (ExpertBlock) with g
 //           groups of 8, 1024-byte tiles [I / 128][g] of 8 rows x 128 columns e4m3, swizzled, and
@@ -27,8 +27,6 @@
 // and fills its ring with weights (and L2 with some more) before it waits for h.
 #include <algorithm>
 #include <type_traits>
-
-#include <cuda_fp8.h>
 
 #include "kernels/common/ptx.cuh"
 #include "kernels/common/wgmma.cuh"
@@ -277,7 +275,7 @@ __device__ __forceinline__ void gate_up_item(const GateUpShared<kTokens>& s,
   }
 }
 
-// A unit's partial sums are complete: h = silu(gate) * up, quantized. A warp per token.
+// A unit's partial sums are complete: a warp per token adds them in order.
 template <int kTokens>
 __device__ __forceinline__ void finish_unit(const Problem& p,
                                             const Unit& u,
@@ -303,25 +301,12 @@ __device__ __forceinline__ void finish_unit(const Problem& p,
       a.x += va.x, a.y += va.y, a.z += va.z, a.w += va.w;
       b.x += vb.x, b.y += vb.y, b.z += vb.z, b.w += vb.w;
     }
-    const auto swiglu = [](float gate, float up) { return gate / (1.0F + expf(-gate)) * up; };
-    const float h0 = swiglu(a.x, a.y);
-    const float h1 = swiglu(a.z, a.w);
-    const float h2 = swiglu(b.x, b.y);
-    const float h3 = swiglu(b.z, b.w);
-    // Magnitudes order as their bits do, NaN above all.
-    const uint32_t largest = max(max(__float_as_uint(fabsf(h0)), __float_as_uint(fabsf(h1))),
-                                 max(__float_as_uint(fabsf(h2)), __float_as_uint(fabsf(h3))));
-    const float most = __uint_as_float(__reduce_max_sync(~0U, largest));
-    const float scale = most == 0 ? 1.0F : most / 448.0F;
-    const uint32_t low =
-        __nv_cvt_float2_to_fp8x2(make_float2(h0 / scale, h1 / scale), __NV_SATFINITE, __NV_E4M3);
-    const uint32_t high =
-        __nv_cvt_float2_to_fp8x2(make_float2(h2 / scale, h3 / scale), __NV_SATFINITE, __NV_E4M3);
+    const Quantized q = quantized_h(a, b);
     const int row = token % 8;
     *reinterpret_cast<uint32_t*>(h + token / 8 * kAtomBytes + row * kColumns +
-                                 ((lane / 4 ^ row) * 16) + lane % 4 * 4) = low | high << 16;
+                                 ((lane / 4 ^ row) * 16) + lane % 4 * 4) = q.codes;
     if (lane == 0) {
-      h_scale[token] = u.shared ? scale : scale * p.weights[p.lists.entries[u.begin + token]];
+      h_scale[token] = u.shared ? q.scale : q.scale * p.weights[p.lists.entries[u.begin + token]];
     }
   }
 }
@@ -932,6 +917,7 @@ cudaError_t moe_decode(const QuantizedRows& x,
       units * unit_items * kGateUpBlocks > INT32_MAX) {
     return cudaErrorInvalidValue;
   }
+  if (few_serves(p)) return enqueue_few(p, launch);
   return num_tokens > kFewTokens ? enqueue_many(p, launch) : enqueue_both<kFewTokens>(p, launch);
 }
 

@@ -57,8 +57,8 @@ struct MoeDecodeSizes {
 // ready for the next. Calls that share it must not overlap.
 size_t moe_decode_workspace(const MoeDecodeSizes& sizes);
 
-// Two launches (gate_up, down) for 1 .. kMoeDecodeTokens tokens. A token's result bits depend on
-// neither the other tokens nor their number.
+// Two launches (gate_up, down) for 1 .. kMoeDecodeTokens tokens. A token's result bits do not
+// depend on the other tokens, and on their number only by whether it is above 8.
 //   x        QuantizedRows [T, D]
 //   weights  [T, k] f32 and
 //   lists    as route_decode() or list_experts() made them for the same T and k

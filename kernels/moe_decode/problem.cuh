@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include <cuda_fp8.h>
+
 #include "kernels/common/ptx.cuh"
 #include "kernels/moe_decode/moe_decode.h"
 
@@ -48,10 +50,44 @@ struct Unit {
   int group;
 };
 
-// Both products for more than 8 tokens (many.cu).
 inline constexpr int kFewTokens = 8;
+
+// Both products for up to 8 tokens and small shares of the experts (few.cu), and whether they are.
+bool few_serves(const Problem& p);
+cudaError_t enqueue_few(const Problem& p, const Launch& launch);
+
+// Both products for more than 8 tokens (many.cu).
 // Bytes at Problem::partial.
 size_t many_partial_bytes(int64_t hidden);
 cudaError_t enqueue_many(Problem p, const Launch& launch);
+
+#ifdef R1D_SM90
+
+// h = silu(gate) * up of a token's 128 columns, quantized, in a warp.
+struct Quantized {
+  uint32_t codes;  // the lane's columns 4 lane ..
+  float scale;
+};
+
+// a, b: (gate, up) of the lane's first two columns and of its other two.
+__device__ __forceinline__ Quantized quantized_h(float4 a, float4 b) {
+  const auto swiglu = [](float gate, float up) { return gate / (1.0F + expf(-gate)) * up; };
+  const float h0 = swiglu(a.x, a.y);
+  const float h1 = swiglu(a.z, a.w);
+  const float h2 = swiglu(b.x, b.y);
+  const float h3 = swiglu(b.z, b.w);
+  // Magnitudes order as their bits do, NaN above all.
+  const uint32_t largest = max(max(__float_as_uint(fabsf(h0)), __float_as_uint(fabsf(h1))),
+                               max(__float_as_uint(fabsf(h2)), __float_as_uint(fabsf(h3))));
+  const float most = __uint_as_float(__reduce_max_sync(~0U, largest));
+  const float scale = most == 0 ? 1.0F : most / 448.0F;
+  const uint32_t low =
+      __nv_cvt_float2_to_fp8x2(make_float2(h0 / scale, h1 / scale), __NV_SATFINITE, __NV_E4M3);
+  const uint32_t high =
+      __nv_cvt_float2_to_fp8x2(make_float2(h2 / scale, h3 / scale), __NV_SATFINITE, __NV_E4M3);
+  return {low | high << 16, scale};
+}
+
+#endif  // R1D_SM90
 
 }  // namespace r1d::kernels::moe

@@ -237,14 +237,22 @@ struct Tokens {
     }
     return x;
   }
-  Tokens only(int t) const {
-    Tokens one = *this;
-    one.count = 1;
-    one.codes.assign(codes.begin() + t * z.hidden, codes.begin() + (t + 1) * z.hidden);
-    for (int64_t b = 0; b < z.hidden / 128; ++b) one.scale[b * stride] = scale[b * stride + t];
-    one.experts.assign(experts.begin() + t * z.top_k, experts.begin() + (t + 1) * z.top_k);
-    one.weights.assign(weights.begin() + t * z.top_k, weights.begin() + (t + 1) * z.top_k);
-    return one;
+  // Tokens [t, t + num_tokens).
+  Tokens part(int t, int num_tokens) const {
+    Tokens some = *this;
+    some.count = num_tokens;
+    const auto rows = [&](auto& of, int64_t width) {
+      of = {of.begin() + t * width, of.begin() + (t + num_tokens) * width};
+    };
+    rows(some.codes, z.hidden);
+    rows(some.experts, z.top_k);
+    rows(some.weights, z.top_k);
+    for (int64_t b = 0; b < z.hidden / 128; ++b) {
+      for (int i = 0; i < num_tokens; ++i) {
+        some.scale[b * stride + i] = scale[b * stride + t + i];
+      }
+    }
+    return some;
   }
   Sizes z;
   int count;
@@ -333,8 +341,8 @@ class MoeDecodeShapeTest : public testing::TestWithParam<Sizes> {};
 TEST_P(MoeDecodeShapeTest, MatchesTheReference) {
   R1D_NEEDS_GPU(90);
   const Layer layer(GetParam());
-  for (const int count : {1, 2, 7, 8, 9, 31, 32, 33, 65, 130, 256}) {
-    check(layer, Tokens(GetParam(), count, 100 + count), 3);
+  for (const int count : {1, 2, 3, 4, 5, 6, 7, 8, 9, 31, 32, 33, 65, 130, 256}) {
+    check(layer, Tokens(GetParam(), count, 100 + count), count <= 8 ? 8 : 3);
   }
 }
 
@@ -351,8 +359,22 @@ TEST(MoeDecodeTest, AllTokensOnTheSameExperts) {
   R1D_NEEDS_GPU(90);
   const Sizes z{512, 256, 256, 16, 4, 16, 0};
   const Layer layer(z);
-  for (const int count : {8, 16, 17, 24, 32, 40, 256})
-    check(layer, Tokens(z, count, 7 + count, true), 4);
+  for (const int count : {2, 3, 4, 5, 6, 7, 8, 16, 17, 24, 32, 40, 256})
+    check(layer, Tokens(z, count, 7 + count, true), count <= 8 ? 8 : 4);
+}
+
+TEST(MoeDecodeTest, AllTokensOnOneExpert) {
+  R1D_NEEDS_GPU(90);
+  const Sizes z{1152, 128, 0, 8, 1, 8, 0};
+  const Layer layer(z);
+  for (const int count : {1, 5, 7, 8, 33}) check(layer, Tokens(z, count, 3 + count, true), 8);
+}
+
+TEST(MoeDecodeTest, FewTokensOnFewExperts) {
+  R1D_NEEDS_GPU(90);
+  const Sizes z{896, 256, 128, 4, 2, 4, 0};  // 7 columns; experts of one token to all tokens
+  const Layer layer(z);
+  for (const int count : {2, 4, 6, 8}) check(layer, Tokens(z, count, 70 + count), 8);
 }
 
 TEST(MoeDecodeTest, TokensWithoutALocalExpertGetTheSharedOneOrZeros) {
@@ -374,19 +396,27 @@ TEST(MoeDecodeTest, R1UnshardedMatchesTheReference) {
   R1D_NEEDS_GPU(90);
   const Sizes z{7168, 2048, 2048, 10, 8, 10, 0};
   const Layer layer(z);
-  for (const int count : {1, 20}) check(layer, Tokens(z, count, 60 + count), 1);
+  for (const int count : {1, 4, 8, 20}) check(layer, Tokens(z, count, 60 + count), 1);
 }
 
+// Within a form: to 8 tokens, and above.
 TEST(MoeDecodeTest, ATokensBitsDoNotDependOnTheOthers) {
   R1D_NEEDS_GPU(90);
   const Layer layer(kR1Shard);
+  const auto same = [&](const std::vector<float>& all, int at, const std::vector<float>& other) {
+    return std::equal(all.begin() + at * kR1Shard.hidden,
+                      all.begin() + (at + 1) * kR1Shard.hidden,
+                      other.begin());
+  };
+  const Tokens few(kR1Shard, 8, 6);
+  const std::vector<float> of_few = run(layer, few);
+  for (int t = 0; t < few.count; ++t) {
+    EXPECT_TRUE(same(of_few, t, run(layer, few.part(t, 1)))) << "token " << t;
+  }
   const Tokens many(kR1Shard, 100, 5);
-  const std::vector<float> all = run(layer, many);
-  for (const int t : {0, 33, 99}) {
-    const std::vector<float> one = run(layer, many.only(t));
-    const std::vector<float> row(all.begin() + t * kR1Shard.hidden,
-                                 all.begin() + (t + 1) * kR1Shard.hidden);
-    EXPECT_TRUE(one == row) << "token " << t;
+  const std::vector<float> of_many = run(layer, many);
+  for (const int t : {0, 33, 91}) {
+    EXPECT_TRUE(same(of_many, t, run(layer, many.part(t, 9)))) << "token " << t;
   }
 }
 

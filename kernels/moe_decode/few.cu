@@ -1,0 +1,545 @@
+// SPDX-License-Identifier: Apache-2.0
+// Problem   moe_decode of up to 8 tokens and a rank's share of up to 512 columns of h.
+// Layout    as in moe_decode.cu, but h between the launches is [entry][I / 128][128] e4m3, its
+//           scales, times the routing weight, [entry][I / 128]; entries as in ExpertLists, those of
+//           the shared expert are tokens. 32-bit words of h are in the order of matrix fragments.
+// Bound     bytes: 5.5 MB an expert for R1 on 8 ranks, so 1 token 49.5 MB, 11.6 us at 4.3 TB/s.
+// Launch    gate_up: a cluster per (expert, 128 columns of h), a block of it per share of D (R1: 7
+//           blocks x 18 units = 126 at 1 token), two blocks to an SM by shared memory. down: a
+//           block per 64 output columns, one beside one of gate_up.
+// Numerics  e4m3 products widened to f16, exact, summed in f32 over 128 columns, then f32 with both
+//           scales; gate_up sums its share of D, then shares; down sums experts ascending, the
+//           shared one last, even and odd column blocks apart. All orders are fixed by the sizes
+//           alone.
+// Source    DeepSeek-V3 report, sections 2.1.2 and 3.3.
+//
+// With bytes for 12 us everything that is serial counts, and it is arranged so that little is:
+// scales of all experts and the shared expert's weights come to L2 before the lists are known; x is
+// copied for all tokens, whoever needs it; the products take every token as a column, so no rows
+// are gathered; sums travel to the block that completes an entry through its shared memory; down
+// has its first weights in shared memory when h is ready and takes all of h in one copy.
+#include <cstddef>
+
+#include "kernels/common/ptx.cuh"
+#include "kernels/moe_decode/problem.cuh"
+
+namespace r1d::kernels::moe {
+namespace {
+
+constexpr int kSplits = 7;        // shares of D, blocks of a cluster: 8 column blocks each for R1
+constexpr int kGateUpStages = 2;  // 64 KB: two blocks fit on an SM, or one and one of down
+constexpr int kTrigger = 4;       // the column block of a share whose copy lets down start
+constexpr int kDownStages = 9;    // all that a block of down reads for one token of R1's shard
+constexpr int kConsumers = 256;   // of either kernel
+constexpr int kThreads = kConsumers + 32;          // + the warp that copies weights
+constexpr int kStageBytes = kStrips * kTileBytes;  // of gate_up's ring: a column block of a unit
+constexpr int kRows = 64;                          // output columns of a block of down
+constexpr int kPartBytes = 2 * kTileBytes;         // of down's ring: two tiles, neighbours along K
+constexpr int kSumPitch = 68;
+constexpr int kNone = 0xFFFF;
+constexpr size_t kMostSharedBytes = 226 * 1024;
+
+// Bytes of shared memory behind the ring, taken piece by piece.
+struct Layout {
+  int bytes;
+  int take(size_t size) {
+    const int at = bytes;
+    bytes += static_cast<int>((size + 15) / 16 * 16);
+    return at;
+  }
+};
+
+struct GateUpPlan {
+  int per_split;  // column blocks of a share
+  int pitch;      // bytes of a row of x; 16 over a multiple of 128: 8 rows start in different banks
+  int barriers, partial, x_scales, scales, rows, bytes;
+};
+
+GateUpPlan plan_gate_up(const Problem& p) {
+  GateUpPlan a{};
+  a.per_split = (p.hidden_blocks + kSplits - 1) / kSplits;
+  a.pitch = a.per_split * kColumns + 16;
+  const int rounds = (p.num_tokens + kSplits - 1) / kSplits;
+  Layout layout{kGateUpStages * kStageBytes};
+  a.barriers = layout.take((1 + 2 * kGateUpStages) * sizeof(uint64_t));
+  a.partial = layout.take(rounds * kSplits * kColumns * sizeof(float2));
+  a.x_scales = layout.take(a.per_split * kFewTokens * sizeof(float));
+  a.scales = layout.take(a.per_split * sizeof(float2));
+  a.rows = layout.take(kFewTokens * a.pitch);
+  a.bytes = layout.bytes;
+  return a;
+}
+
+// The tables of blocks have one more, the shared expert's.
+struct DownPlan {
+  int barriers, sum, experts, entry_of, scales, h, shared_h, h_scales, shared_h_scales, bytes;
+};
+
+DownPlan plan_down(const Problem& p) {
+  DownPlan a{};
+  const int entries = p.num_tokens * p.top_k;
+  Layout layout{kDownStages * kPartBytes};
+  a.barriers = layout.take((1 + 2 * kDownStages) * sizeof(uint64_t));
+  a.sum = layout.take(kFewTokens * kSumPitch * sizeof(float));
+  a.experts = layout.take((p.max_blocks + 1) * sizeof(int));
+  a.entry_of = layout.take((p.max_blocks + 1) * kFewTokens * sizeof(uint16_t));
+  a.scales = layout.take((p.max_blocks * p.routed_columns + p.shared_columns) * sizeof(float));
+  a.h = layout.take(entries * p.routed_columns * kColumns);
+  a.shared_h = layout.take(p.num_tokens * p.shared_columns * kColumns);
+  a.h_scales = layout.take(entries * p.routed_columns * sizeof(float));
+  a.shared_h_scales = layout.take(p.num_tokens * p.shared_columns * sizeof(float));
+  a.bytes = layout.bytes;
+  return a;
+}
+
+#ifdef R1D_SM90
+
+struct Ring {
+  int stage = 0;
+  uint32_t phase = 0;
+  __device__ __forceinline__ void advance(int stages) {
+    if (++stage == stages) {
+      stage = 0;
+      phase ^= 1;
+    }
+  }
+};
+
+// d[k % 2] += 16 rows of a tile (128-byte swizzle; `tile`: the lane's row of ldmatrix) times 8
+// tokens; step(k): their fragments for columns 32 k ...
+template <typename Step>
+__device__ __forceinline__ void multiply_rows(float (&d)[2][4], uint32_t tile, Step&& step) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    uint32_t a[4];
+    ldmatrix_x4(a, tile + ((2 * k + lane / 16) ^ (lane % 8)) * 16);
+    const uint2 b = step(k);
+    mma_e4m3_16x8x32(d[k % 2], a[0], a[1], a[2], a[3], b.x, b.y);
+  }
+}
+
+// What will be read for certain, or may be and is small, into L2: the shared expert and the scales
+// of all experts. Later they would queue behind megabytes of weights.
+__device__ __forceinline__ void prefetch(const Problem& p) {
+  const auto tiles = [](const uint8_t* from, int num_tiles) {
+    for (int tile = blockIdx.x; tile < num_tiles; tile += gridDim.x) {
+      bulk_prefetch_l2(from + static_cast<int64_t>(tile) * kTileBytes, kTileBytes);
+    }
+  };
+  if (threadIdx.x == 0) {
+    tiles(p.shared.gate_up.tiles, p.shared_columns * kStrips * p.hidden_blocks);
+    tiles(p.shared.down.tiles, p.shared_columns * 2 * p.hidden_blocks);
+  }
+  constexpr int kLine = 32;  // floats
+  const int count = p.routed_columns * p.hidden_blocks;
+  const int lines = (count + kLine - 1) / kLine + 1;  // an array may begin inside a line
+  for (int i = blockIdx.x * kThreads + threadIdx.x; i < p.routed.num_local * lines;
+       i += gridDim.x * kThreads) {
+    const int expert = i / lines;
+    const int at = min((i - expert * lines) * kLine, count - 1);
+    prefetch_l2(p.routed.gate_scale + expert * p.routed.gate_up_scale_stride + at);
+    prefetch_l2(p.routed.up_scale + expert * p.routed.gate_up_scale_stride + at);
+    prefetch_l2(p.routed.down_scale + expert * p.routed.down_scale_stride + at);
+  }
+}
+
+#endif  // R1D_SM90
+
+// ---- gate_up -----------------------------------------------------------------------------------
+
+__global__ void __launch_bounds__(kThreads, 2)
+    moe_gate_up_few_f8(const __grid_constant__ Problem p, const __grid_constant__ GateUpPlan plan) {
+#ifdef R1D_SM90
+  extern __shared__ __align__(1024) uint8_t memory[];
+  auto* sums_full = reinterpret_cast<uint64_t*>(memory + plan.barriers);
+  uint64_t* full = sums_full + 1;
+  uint64_t* empty = full + kGateUpStages;
+  auto* partial = reinterpret_cast<float2*>(memory + plan.partial);   // [round][split][128]
+  auto* x_scales = reinterpret_cast<float*>(memory + plan.x_scales);  // [column block][token]
+  auto* scales = reinterpret_cast<float2*>(memory + plan.scales);     // [column block] (gate, up)
+  uint8_t* rows = memory + plan.rows;
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  const int rank = static_cast<int>(cluster_rank());
+  const int unit = static_cast<int>(blockIdx.x) / kSplits;
+  const bool shared = unit < p.shared_columns;
+  const int index = shared ? 0 : (unit - p.shared_columns) / p.routed_columns;
+  const int columns = shared ? unit : (unit - p.shared_columns) - index * p.routed_columns;
+  const int first = min(rank * plan.per_split, p.hidden_blocks);
+  const int count = min(plan.per_split, p.hidden_blocks - first);
+
+  // ---- start ----
+  if (threadIdx.x == 0) {
+    mbarrier_init(sums_full, 1);
+    for (int i = 0; i < kGateUpStages; ++i) {
+      mbarrier_init(&full[i], 1);
+      mbarrier_init(&empty[i], kConsumers / 32);
+    }
+    mbarrier_init_fence();
+  }
+  __syncthreads();
+  cluster_arrive();
+  prefetch(p);
+  grid_dependency_wait();
+  int4 block = make_int4(0, 0, p.num_tokens, 0);
+  bool active = true;
+  if (!shared) {
+    block = __ldcg(reinterpret_cast<const int4*>(p.lists.blocks) + index);
+    active = index < __ldcg(p.lists.num_blocks);
+  }
+
+  if (warp == kConsumers / 32) {
+    // ---- weights ----
+    if (active && lane == 0) {
+      const uint64_t once = l2_evict_first();
+      const uint8_t* from =
+          (shared ? p.shared.gate_up.tiles
+                  : p.routed.gate_up_tiles + block.x * p.routed.gate_up_stride) +
+          (static_cast<int64_t>(columns) * kStrips * p.hidden_blocks + first) * kTileBytes;
+      Ring ring;
+      for (int b = 0; b < count; ++b) {
+        if (b == kTrigger) grid_launch_dependents();
+        mbarrier_wait(&empty[ring.stage], ring.phase ^ 1);
+        mbarrier_arrive_expect(&full[ring.stage], kStageBytes);
+#pragma unroll
+        for (int i = 0; i < kStrips; ++i) {
+          bulk_load_hint(memory + ring.stage * kStageBytes + i * kTileBytes,
+                         from + (static_cast<int64_t>(i) * p.hidden_blocks + b) * kTileBytes,
+                         kTileBytes,
+                         &full[ring.stage],
+                         once);
+        }
+        ring.advance(kGateUpStages);
+      }
+      grid_launch_dependents();
+    }
+    __syncwarp();
+    cluster_wait();
+    return;
+  }
+
+  // ---- rows of x and scales ----
+  for (int row = warp; row < p.num_tokens; row += kConsumers / 32) {
+    const uint8_t* from = p.x.data + row * p.x.cols + static_cast<int64_t>(first) * kColumns;
+    for (int piece = lane; piece < count * 8; piece += 32) {
+      cp_async_16(smem_address(rows + row * plan.pitch + piece * 16), from + piece * 16);
+    }
+  }
+  for (int i = threadIdx.x; i < 2 * count; i += kConsumers) {
+    const int token = i % 2 * 4;
+    if (token >= p.num_tokens) continue;
+    cp_async_16(smem_address(x_scales + i / 2 * kFewTokens + token),
+                p.x.scale + (first + i / 2) * p.x.scale_stride + token);
+  }
+  if (active) {
+    const int64_t at =
+        (shared ? 0 : block.x * p.routed.gate_up_scale_stride) + columns * p.hidden_blocks + first;
+    const float* gate = (shared ? p.shared.gate_up.gate_scale : p.routed.gate_scale) + at;
+    const float* up = (shared ? p.shared.gate_up.up_scale : p.routed.up_scale) + at;
+    for (int i = threadIdx.x; i < count; i += kConsumers) {
+      scales[i] = make_float2(__ldg(gate + i), __ldg(up + i));
+    }
+  }
+  cp_async_wait_all();
+  if (!active) {
+    cluster_wait();
+    return;
+  }
+  named_barrier(1, kConsumers);
+  // The lane's entry of the block; the one that the warp completes, if any, and its weight.
+  int entry = lane;
+  if (lane < block.z && !shared) entry = __ldcg(p.lists.entries + block.y + lane);
+  const int mine = rank + warp * kSplits;
+  const int mine_entry = __shfl_sync(~0U, entry, mine % 32);
+  float mine_weight = 1;
+  if (mine < block.z && !shared) mine_weight = __ldcg(p.weights + mine_entry);
+
+  // ---- products: a column of the result per token, of which the expert's own are used ----
+  float acc[2][4] = {};
+  const uint32_t x_row = smem_address(rows + lane % 8 * plan.pitch + lane / 8 * 16);
+  const uint32_t tile =
+      smem_address(memory) + warp / 2 * kTileBytes + (warp % 2 * 32 + lane % 16) * kColumns;
+  Ring ring;
+  for (int b = 0; b < count; ++b) {
+    uint32_t x[2][4];
+    ldmatrix_x4(x[0], x_row + b * kColumns);
+    ldmatrix_x4(x[1], x_row + b * kColumns + 64);
+    const float2 x_scale =
+        *reinterpret_cast<const float2*>(x_scales + b * kFewTokens + lane % 4 * 2);
+    const float2 scale = scales[b];
+    mbarrier_wait(&full[ring.stage], ring.phase);
+    float d[2][2][4] = {};
+#pragma unroll
+    for (int g = 0; g < 2; ++g) {
+      multiply_rows(d[g], tile + ring.stage * kStageBytes + g * 16 * kColumns, [&](int k) {
+        return make_uint2(x[k / 2][k % 2 * 2], x[k / 2][k % 2 * 2 + 1]);
+      });
+    }
+    __syncwarp();
+    if (lane == 0) mbarrier_arrive(&empty[ring.stage]);
+    ring.advance(kGateUpStages);
+#pragma unroll
+    for (int g = 0; g < 2; ++g) {
+      acc[g][0] = fmaf(d[g][0][0] + d[g][1][0], x_scale.x * scale.x, acc[g][0]);
+      acc[g][1] = fmaf(d[g][0][1] + d[g][1][1], x_scale.y * scale.x, acc[g][1]);
+      acc[g][2] = fmaf(d[g][0][2] + d[g][1][2], x_scale.x * scale.y, acc[g][2]);
+      acc[g][3] = fmaf(d[g][0][3] + d[g][1][3], x_scale.y * scale.y, acc[g][3]);
+    }
+  }
+
+  // ---- sums meet in the block that completes the entry ----
+  cluster_wait();
+  const int token = shared ? entry : entry / p.top_k;
+  for (int i = 0; i < block.z; ++i) {
+    const int t = __shfl_sync(~0U, token, i);
+    if (lane % 4 != t / 2) continue;
+    const int round = i / kSplits;
+    const int to = i - round * kSplits;
+    const uint32_t barrier = cluster_address(smem_address(sums_full), to);
+#pragma unroll
+    for (int g = 0; g < 2; ++g) {
+      const float2* at =
+          partial + (round * kSplits + rank) * kColumns + (warp * 2 + g) * 8 + lane / 4;
+      const float2 sum =
+          t % 2 == 0 ? make_float2(acc[g][0], acc[g][2]) : make_float2(acc[g][1], acc[g][3]);
+      cluster_store_async(cluster_address(smem_address(at), to), sum, barrier);
+    }
+  }
+  if (mine >= block.z) return;
+  if (threadIdx.x == 0) {
+    const int completed = (block.z - rank + kSplits - 1) / kSplits;
+    mbarrier_arrive_expect(sums_full,
+                           completed * kSplits * kColumns * static_cast<int>(sizeof(float2)));
+  }
+  mbarrier_wait(sums_full, 0);
+  float4 a = make_float4(0, 0, 0, 0);
+  float4 b = a;
+  for (int c = 0; c < kSplits; ++c) {
+    const auto* from =
+        reinterpret_cast<const float4*>(partial + (warp * kSplits + c) * kColumns + lane * 4);
+    a.x += from[0].x, a.y += from[0].y, a.z += from[0].z, a.w += from[0].w;
+    b.x += from[1].x, b.y += from[1].y, b.z += from[1].z, b.w += from[1].w;
+  }
+  const Quantized q = quantized_h(a, b);
+  const int64_t to = shared ? static_cast<int64_t>(mine) * p.shared_columns + columns
+                            : static_cast<int64_t>(block.y + mine) * p.routed_columns + columns;
+  // A lane of down's takes 16 bytes: its words of two products of 32 columns.
+  const int place = lane / 16 * 16 + lane % 4 * 4 + lane % 16 / 4;
+  uint8_t* h = (shared ? p.shared_h : p.h) + to * kColumns;
+  reinterpret_cast<uint32_t*>(h)[place] = q.codes;
+  if (lane == 0) (shared ? p.shared_h_scale : p.h_scale)[to] = q.scale * mine_weight;
+#endif  // R1D_SM90
+}
+
+// ---- down --------------------------------------------------------------------------------------
+
+__global__ void __launch_bounds__(kThreads, 2)
+    moe_down_few_f8(const __grid_constant__ Problem p, const __grid_constant__ DownPlan plan) {
+#ifdef R1D_SM90
+  extern __shared__ __align__(1024) uint8_t memory[];
+  auto* h_full = reinterpret_cast<uint64_t*>(memory + plan.barriers);
+  uint64_t* full = h_full + 1;
+  uint64_t* empty = full + kDownStages;
+  auto* sums = reinterpret_cast<float*>(memory + plan.sum);  // [token][64 rows]
+  auto* experts = reinterpret_cast<int*>(memory + plan.experts);
+  auto* entry_of = reinterpret_cast<uint16_t*>(memory + plan.entry_of);  // [block][token]
+  auto* scales = reinterpret_cast<float*>(memory + plan.scales);         // [block][column block]
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  const int strip = blockIdx.x;
+
+  // ---- start ----
+  grid_launch_dependents();
+  if (threadIdx.x == 0) {
+    mbarrier_init(h_full, 1);
+    for (int i = 0; i < kDownStages; ++i) {
+      mbarrier_init(&full[i], 1);
+      mbarrier_init(&empty[i], kConsumers / 32);
+    }
+    mbarrier_init_fence();
+  }
+  // The lists are older than gate_up, which had waited for them when it let this kernel start.
+  const int num_blocks = __ldcg(p.lists.num_blocks);
+  int num_entries = 0;
+  if (num_blocks > 0) {
+    const int4 last = __ldcg(reinterpret_cast<const int4*>(p.lists.blocks) + num_blocks - 1);
+    num_entries = last.y + last.z;
+  }
+  for (int b = threadIdx.x; b <= num_blocks; b += kThreads) {
+    uint16_t* of = entry_of + b * kFewTokens;
+    if (b == num_blocks) {
+      for (int t = 0; t < kFewTokens; ++t) of[t] = t < p.num_tokens ? t : kNone;
+      continue;
+    }
+    const int4 block = __ldcg(reinterpret_cast<const int4*>(p.lists.blocks) + b);
+    experts[b] = block.x;
+    for (int t = 0; t < kFewTokens; ++t) of[t] = kNone;
+    for (int i = 0; i < block.z; ++i) {
+      of[__ldcg(p.lists.entries + block.y + i) / p.top_k] = static_cast<uint16_t>(block.y + i);
+    }
+  }
+  __syncthreads();
+
+  if (warp == kConsumers / 32) {
+    // ---- weights ----
+    if (lane != 0) return;
+    const uint64_t once = l2_evict_first();
+    Ring ring;
+    const auto stream = [&](const uint8_t* tiles, int columns) {
+      tiles += static_cast<int64_t>(strip) * columns * kTileBytes;
+      for (int c = 0; c < columns; c += 2) {
+        const uint32_t bytes = min(columns - c, 2) * kTileBytes;
+        mbarrier_wait(&empty[ring.stage], ring.phase ^ 1);
+        mbarrier_arrive_expect(&full[ring.stage], bytes);
+        bulk_load_hint(memory + ring.stage * kPartBytes,
+                       tiles + c * kTileBytes,
+                       bytes,
+                       &full[ring.stage],
+                       once);
+        ring.advance(kDownStages);
+      }
+    };
+    for (int b = 0; b < num_blocks; ++b) {
+      stream(p.routed.down_tiles + experts[b] * p.routed.down_stride, p.routed_columns);
+    }
+    stream(p.shared.down.tiles, p.shared_columns);
+    return;
+  }
+
+  // ---- scales, then h at once ----
+  for (int i = threadIdx.x; i < num_blocks * p.routed_columns; i += kConsumers) {
+    const int b = i / p.routed_columns;
+    scales[i] = p.routed.down_scale[experts[b] * p.routed.down_scale_stride +
+                                    (strip / 2 - b) * p.routed_columns + i];
+  }
+  float* shared_scales = scales + num_blocks * p.routed_columns;
+  for (int i = threadIdx.x; i < p.shared_columns; i += kConsumers) {
+    shared_scales[i] = p.shared.down.scale[strip / 2 * p.shared_columns + i];
+  }
+  named_barrier(1, kConsumers);
+  grid_dependency_wait();
+  if (threadIdx.x == 0) {
+    const auto bytes = [](int rows, int columns, int of) {
+      return static_cast<uint32_t>(rows * columns * of + 15) / 16 * 16;
+    };
+    const uint32_t routed = bytes(num_entries, p.routed_columns, kColumns);
+    const uint32_t routed_scales = bytes(num_entries, p.routed_columns, sizeof(float));
+    const uint32_t shared = bytes(p.num_tokens, p.shared_columns, kColumns);
+    const uint32_t of_shared = bytes(p.num_tokens, p.shared_columns, sizeof(float));
+    mbarrier_arrive_expect(h_full, routed + routed_scales + shared + of_shared);
+    if (routed > 0) {
+      bulk_load(memory + plan.h, p.h, routed, h_full);
+      bulk_load(memory + plan.h_scales, p.h_scale, routed_scales, h_full);
+    }
+    if (shared > 0) {
+      bulk_load(memory + plan.shared_h, p.shared_h, shared, h_full);
+      bulk_load(memory + plan.shared_h_scales, p.shared_h_scale, of_shared, h_full);
+    }
+  }
+  mbarrier_wait(h_full, 0);
+
+  // ---- products: a warp takes 16 rows and every second column block ----
+  const int half = warp / 4;
+  const uint32_t tile =
+      smem_address(memory) + half * kTileBytes + (warp % 4 * 16 + lane % 16) * kColumns;
+  float acc[4] = {};
+  Ring ring;
+  const auto add_block = [&](int b, int columns, const float* scale, int h_at, int h_scale_at) {
+    const uint16_t* of = entry_of + b * kFewTokens;
+    const int entry = of[lane / 4];
+    const int entry0 = of[lane % 4 * 2];
+    const int entry1 = of[lane % 4 * 2 + 1];
+    const uint8_t* h = memory + h_at + entry * columns * kColumns + lane % 4 * 16;
+    const auto* h_scale = reinterpret_cast<const float*>(memory + h_scale_at);
+    for (int c = half; c - half < columns; c += 2) {
+      uint4 x[2] = {};
+      float scale0 = 0;
+      float scale1 = 0;
+      if (c < columns) {
+        if (entry != kNone) {
+          x[0] = *reinterpret_cast<const uint4*>(h + c * kColumns);
+          x[1] = *reinterpret_cast<const uint4*>(h + c * kColumns + 64);
+        }
+        if (entry0 != kNone) scale0 = h_scale[entry0 * columns + c] * scale[c];
+        if (entry1 != kNone) scale1 = h_scale[entry1 * columns + c] * scale[c];
+      }
+      mbarrier_wait(&full[ring.stage], ring.phase);
+      float d[2][4] = {};
+      multiply_rows(d, tile + ring.stage * kPartBytes, [&](int k) {
+        return k % 2 == 0 ? make_uint2(x[k / 2].x, x[k / 2].y) : make_uint2(x[k / 2].z, x[k / 2].w);
+      });
+      __syncwarp();
+      if (lane == 0) mbarrier_arrive(&empty[ring.stage]);
+      ring.advance(kDownStages);
+      if (c >= columns) continue;
+      if (entry0 != kNone) {
+        acc[0] = fmaf(d[0][0] + d[1][0], scale0, acc[0]);
+        acc[2] = fmaf(d[0][2] + d[1][2], scale0, acc[2]);
+      }
+      if (entry1 != kNone) {
+        acc[1] = fmaf(d[0][1] + d[1][1], scale1, acc[1]);
+        acc[3] = fmaf(d[0][3] + d[1][3], scale1, acc[3]);
+      }
+    }
+  };
+  for (int b = 0; b < num_blocks; ++b) {
+    add_block(b, p.routed_columns, scales + b * p.routed_columns, plan.h, plan.h_scales);
+  }
+  add_block(num_blocks, p.shared_columns, shared_scales, plan.shared_h, plan.shared_h_scales);
+
+  // ---- store ----
+  float* sum = sums + lane % 4 * 2 * kSumPitch + warp % 4 * 16 + lane / 4;
+  if (half == 1) {
+    sum[0] = acc[0];
+    sum[kSumPitch] = acc[1];
+    sum[8] = acc[2];
+    sum[kSumPitch + 8] = acc[3];
+  }
+  named_barrier(1, kConsumers);
+  if (half == 1) return;
+  sum[0] += acc[0];
+  sum[kSumPitch] += acc[1];
+  sum[8] += acc[2];
+  sum[kSumPitch + 8] += acc[3];
+  named_barrier(1, kConsumers / 2);
+  for (int i = threadIdx.x; i < p.num_tokens * 8; i += kConsumers / 2) {
+    const float* from = sums + i / 8 * kSumPitch + i % 8 * 8;
+    uint4 packed;
+    auto* pairs = reinterpret_cast<__nv_bfloat162*>(&packed);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) pairs[j] = __floats2bfloat162_rn(from[2 * j], from[2 * j + 1]);
+    *reinterpret_cast<uint4*>(p.out + i / 8 * p.x.cols + strip * kRows + i % 8 * 8) = packed;
+  }
+#endif  // R1D_SM90
+}
+
+}  // namespace
+
+bool few_serves(const Problem& p) {
+  constexpr int kMostColumns = 4;  // with more, the other form streams faster
+  return p.num_tokens <= kFewTokens && p.routed_columns <= kMostColumns &&
+         p.shared_columns <= kMostColumns &&
+         static_cast<size_t>(plan_down(p).bytes) <= kMostSharedBytes &&
+         static_cast<size_t>(plan_gate_up(p).bytes) <= kMostSharedBytes;
+}
+
+cudaError_t enqueue_few(const Problem& p, const Launch& launch) {
+  const GateUpPlan gate_up = plan_gate_up(p);
+  const int units = p.shared_columns + p.max_blocks * p.routed_columns;
+  Grid grid;
+  grid.blocks = dim3(static_cast<unsigned>(units * kSplits));
+  grid.threads = dim3(kThreads);
+  grid.cluster = kSplits;
+  grid.shared_bytes = gate_up.bytes;
+  const cudaError_t error = enqueue(moe_gate_up_few_f8, grid, launch, p, gate_up);
+  if (error != cudaSuccess) return error;
+
+  const DownPlan down = plan_down(p);
+  grid.blocks = dim3(static_cast<unsigned>(p.x.cols / kRows));
+  grid.cluster = 1;
+  grid.shared_bytes = down.bytes;
+  return enqueue(moe_down_few_f8, grid, launch, p, down);
+}
+
+}  // namespace r1d::kernels::moe
