@@ -9,10 +9,10 @@
 namespace r1d::chat {
 namespace {
 
-using Json = nlohmann::json;
+using PlainJson = nlohmann::json;
 
 // Accepts an object at the top and anything in it, down to the depth limit.
-class ObjectCheck : public nlohmann::json_sax<Json> {
+class ObjectCheck : public nlohmann::json_sax<PlainJson> {
  public:
   bool null() override { return depth_ > 0; }
   bool boolean(bool) override { return depth_ > 0; }
@@ -45,7 +45,7 @@ bool is_json_object(std::string_view text) {
   if (text.size() > kMaxArgumentsBytes) return false;
   ObjectCheck check;
   try {
-    return Json::sax_parse(text.begin(), text.end(), &check);
+    return PlainJson::sax_parse(text.begin(), text.end(), &check);
   } catch (const std::exception&) {
     return false;
   }

@@ -12,8 +12,6 @@ namespace {
 
 using Kind = OutputEvent::Kind;
 
-constexpr std::string_view kWhitespace = " \t\n\r\v\f";
-
 // The tags that mean something in a phase, for those matched in text. Text alone leads from
 // kUndecided and kTools to kContent, and text is cut off at a tag of the old phase: so the sets of
 // those two hold that of kContent, or the split into tokens would show.

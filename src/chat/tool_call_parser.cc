@@ -14,7 +14,6 @@ using Kind = OutputEvent::Kind;
 // Names have at most 64 characters in OpenAI's API; the rest is room for spaces and the fence.
 constexpr size_t kMaxTypeBytes = 64;
 constexpr size_t kMaxNameBytes = 1024;
-constexpr std::string_view kWhitespace = " \t\n\r\v\f";
 
 bool is_letter(char c) {
   return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');

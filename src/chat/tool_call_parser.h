@@ -13,6 +13,9 @@
 
 namespace r1d::chat {
 
+// What an answer may have around its parts.
+inline constexpr std::string_view kWhitespace = " \t\n\r\v\f";
+
 // Holds back what may be the closing fence: white space, up to three backticks, white space. A JSON
 // object ends in neither, so what is still held when the call ends is no part of the arguments.
 class ClosingFence {

@@ -20,7 +20,7 @@ int64_t round_down(int64_t offset) {
   return offset / kReadBlock * kReadBlock;
 }
 
-int64_t round_up(int64_t offset) {
+int64_t up_to_block(int64_t offset) {
   return round_down(offset + kReadBlock - 1);
 }
 
@@ -41,8 +41,8 @@ std::span<iovec> skip(std::span<iovec> pieces, size_t count) {
 
 absl::StatusOr<BlockBuffer> BlockBuffer::take(int64_t bytes) {
   BlockBuffer buffer;
-  buffer.data_.reset(static_cast<std::byte*>(
-      std::aligned_alloc(static_cast<size_t>(kReadBlock), static_cast<size_t>(round_up(bytes)))));
+  buffer.data_.reset(static_cast<std::byte*>(std::aligned_alloc(
+      static_cast<size_t>(kReadBlock), static_cast<size_t>(up_to_block(bytes)))));
   if (buffer.data_ == nullptr) return resource_exhausted("no {} bytes to read to", bytes);
   return buffer;
 }
@@ -111,7 +111,7 @@ ReadOutcome BulkFile::read_direct(int64_t begin, int64_t end, std::byte* blocks)
       break;
   }
   const int64_t first = round_down(begin);
-  const int64_t last = round_up(end);
+  const int64_t last = up_to_block(end);
   int64_t at = first;
   ReadOutcome outcome;
   while (at < end) {

@@ -15,6 +15,7 @@
 #include "r1d/base/thread_pool.h"
 
 #include "checkpoint/errors.h"
+#include "checkpoint/little_endian.h"
 #include "checkpoint/new_file.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/shard_layout.h"
@@ -26,10 +27,6 @@ namespace fs = std::filesystem;
 
 // Large enough for a disk's full speed, small enough to stay near the caches until it is written.
 constexpr int64_t kPieceBytes = 16 << 20;
-
-std::span<const std::byte> bytes_of(std::string_view text) {
-  return std::as_bytes(std::span(text));
-}
 
 // Rows of one tensor: what a thread makes and writes at a time.
 struct Piece {

@@ -48,7 +48,8 @@ class HuggingFaceSource final : public WeightSource {
     return TensorBytes{.file = &file.file(),
                        .file_name = file.name(),
                        .begin = file.data_begin() + set_.entry(found.place).begin,
-                       .held = {.rows = {0, found.stored.rows}, .cols = {0, found.stored.cols}}};
+                       .held = {.rows = {0, found.stored.rows}, .cols = {0, found.stored.cols}},
+                       .check = {}};
   }
 
  private:

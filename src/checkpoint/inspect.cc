@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <string>
-#include <utility>
 
 #include "r1d/base/status.h"
+#include "r1d/base/two_columns.h"
 #include "r1d/checkpoint/packed.h"
 #include "r1d/checkpoint/weight_source.h"
 
@@ -24,22 +24,7 @@ std::string parameters(int64_t count) {
                                : fmt::format("{:.2f} B", value / 1e9);
 }
 
-// Lines of "name   value", values in one column.
-class Report {
- public:
-  template <typename... Args>
-  void line(std::string_view name, fmt::format_string<Args...> format, Args&&... args) {
-    text_ += fmt::format("{:<18}", name);
-    text_ += fmt::format(format, std::forward<Args>(args)...);
-    text_ += '\n';
-  }
-  [[nodiscard]] std::string take() { return std::move(text_); }
-
- private:
-  std::string text_;
-};
-
-void report_model(const ModelConfig& config, Report& report) {
+void report_model(const ModelConfig& config, TwoColumns& report) {
   int32_t num_moe = 0;
   for (int32_t layer = 0; layer < config.num_hidden_layers; ++layer) {
     num_moe += config.is_moe_layer(layer) ? 1 : 0;
@@ -80,7 +65,7 @@ void report_model(const ModelConfig& config, Report& report) {
                           : "");
 }
 
-void report_weights(const WeightSource& source, const Summary& summary, Report& report) {
+void report_weights(const WeightSource& source, const Summary& summary, TwoColumns& report) {
   report.line("parameters",
               "{}, {} active a token",
               parameters(summary.main_parameters),
@@ -113,7 +98,7 @@ void report_ranks(const WeightSource& source,
                   const Summary& summary,
                   int32_t world_size,
                   ExpertSplit expert_split,
-                  Report& report) {
+                  TwoColumns& report) {
   report.line("per rank",
               "{} of weights, world size {}, {}",
               gigabytes(summary.rank_main_bytes),
@@ -131,7 +116,7 @@ void report_ranks(const WeightSource& source,
 absl::Status report_all(const WeightSource& source,
                         int32_t world_size,
                         ExpertSplit expert_split,
-                        Report& report) {
+                        TwoColumns& report) {
   R1D_ASSIGN_OR_RETURN(const Summary summary, summarize(source, world_size, expert_split));
   report_model(source.config(), report);
   report_weights(source, summary, report);
@@ -144,7 +129,7 @@ absl::StatusOr<std::string> packed_report(const std::string& dir, const ReadOpti
   R1D_ASSIGN_OR_RETURN(const PackedInfo info, read_packed_info(dir));
   int64_t bytes = 0;
   for (const int64_t size : info.file_bytes) bytes += size;
-  Report report;
+  TwoColumns report;
   report.line("source",
               "packed for world size {}, format version {}, headers checked against config.json",
               info.world_size,
@@ -173,7 +158,7 @@ absl::StatusOr<std::string> inspect_report(const std::string& dir,
   if (is_packed(dir)) return packed_report(dir, {world_size, expert_split});
   bool has_weights = false;
   R1D_ASSIGN_OR_RETURN(const std::unique_ptr<WeightSource> source, open_or_imply(dir, has_weights));
-  Report report;
+  TwoColumns report;
   report.line("source",
               "{}",
               has_weights ? "weights, checked against config.json"

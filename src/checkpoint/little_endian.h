@@ -13,6 +13,10 @@
 
 namespace r1d::checkpoint {
 
+inline std::span<const std::byte> bytes_of(std::string_view text) {
+  return std::as_bytes(std::span(text));
+}
+
 class LittleEndianWriter {
  public:
   template <std::unsigned_integral T>

@@ -104,17 +104,31 @@ absl::Status PackedFile::read_verified(size_t index,
 }
 
 absl::Status PackedFile::read_piece(size_t index, int64_t piece, std::span<std::byte> dest) const {
+  const int64_t offset = header_.sections[index].offset + piece * header_.page.piece_bytes;
+  R1D_RETURN_IF_ERROR(read_raw(offset, dest));
+  return compare(index, piece, dest);
+}
+
+absl::Status PackedFile::check_piece(size_t index,
+                                     int64_t piece,
+                                     std::span<const std::byte> bytes) const {
+  const absl::Status status = compare(index, piece, bytes);
+  return status.ok() ? status : with_context(status, place_of(index));
+}
+
+absl::Status PackedFile::compare(size_t index,
+                                 int64_t piece,
+                                 std::span<const std::byte> bytes) const {
   const PackedSection& section = header_.sections[index];
   const int64_t offset = section.offset + piece * header_.page.piece_bytes;
-  R1D_RETURN_IF_ERROR(read_raw(offset, dest));
-  const uint64_t found = checksum(dest);
+  const uint64_t found = checksum(bytes);
   const uint64_t expected = header_.checksums[static_cast<size_t>(section.first_piece + piece)];
   if (found == expected) return absl::OkStatus();
   return data_loss(
       "bytes {} to {} of the file have the checksum {:016x}, expected {:016x}: altered since they "
       "were packed",
       offset,
-      offset + std::ssize(dest) - 1,
+      offset + std::ssize(bytes) - 1,
       found,
       expected);
 }

@@ -43,6 +43,11 @@ class PackedFile {
                                   std::span<std::byte> dest,
                                   bool verify) const;
 
+  // As read() with `verify` does for one whole piece that was read otherwise.
+  [[nodiscard]] absl::Status check_piece(size_t index,
+                                         int64_t piece,
+                                         std::span<const std::byte> bytes) const;
+
   // Bytes between sections, as they are.
   [[nodiscard]] absl::Status read_raw(int64_t offset, std::span<std::byte> dest) const;
 
@@ -55,6 +60,9 @@ class PackedFile {
   [[nodiscard]] absl::Status read_piece(size_t index,
                                         int64_t piece,
                                         std::span<std::byte> dest) const;
+  [[nodiscard]] absl::Status compare(size_t index,
+                                     int64_t piece,
+                                     std::span<const std::byte> bytes) const;
   [[nodiscard]] absl::Status read_verified(size_t index,
                                            int64_t begin,
                                            std::span<std::byte> dest) const;

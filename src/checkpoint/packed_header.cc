@@ -26,10 +26,6 @@ constexpr int64_t kMostPieces = int64_t{1} << 32;
 constexpr int64_t kMostNamesBytes = int64_t{1} << 32;
 constexpr int64_t kMostTableBytes = int64_t{1} << 30;
 
-std::span<const std::byte> bytes_of(std::string_view text) {
-  return std::as_bytes(std::span(text));
-}
-
 std::string encode_page(const PackedPage& page) {
   LittleEndianWriter out;
   out.put(kMagic);

@@ -6,6 +6,7 @@
 #include "r1d/base/check.h"
 #include "r1d/base/status.h"
 #include "r1d/checkpoint/packed.h"
+#include "r1d/checkpoint/weight_load.h"
 
 #include "checkpoint/errors.h"
 #include "checkpoint/packed_set.h"
@@ -75,22 +76,35 @@ class RankSource final : public WeightSource {
     return read_section(file(), *index, slice, dest, verify_);
   }
 
-  // Checksums are compared piece by piece, which read() alone does.
   [[nodiscard]] std::optional<TensorBytes> locate(const std::string& name,
                                                   const TensorSlice& slice) const override {
     const auto tensor = set_.tensors.find(name);
-    if (verify_ || slice.empty() || tensor == set_.tensors.end()) return std::nullopt;
+    if (slice.empty() || tensor == set_.tensors.end()) return std::nullopt;
     const std::optional<size_t> index = section_of(tensor->second, slice);
     if (!index) return std::nullopt;
     const PackedSection& section = file().sections()[*index];
+    if (verify_ && !can_check(section, slice)) return std::nullopt;
     return TensorBytes{.file = &file().file(),
                        .file_name = file().name(),
                        .begin = section.offset,
-                       .held = section.slice};
+                       .held = section.slice,
+                       .check = verify_ ? check_of(*index) : PieceCheck{}};
   }
 
  private:
   [[nodiscard]] const PackedFile& file() const { return set_.files[rank_]; }
+
+  // Parts of a piece and large ones are compared by read().
+  [[nodiscard]] bool can_check(const PackedSection& section, const TensorSlice& slice) const {
+    return slice.rows == section.slice.rows && slice.cols == section.slice.cols &&
+           file().page().piece_bytes <= kMostCheckedPieceBytes;
+  }
+  [[nodiscard]] PieceCheck check_of(size_t index) const {
+    return {.piece_bytes = file().page().piece_bytes,
+            .compare = [&file = file(), index](int64_t piece, std::span<const std::byte> bytes) {
+              return file.check_piece(index, piece, bytes);
+            }};
+  }
 
   [[nodiscard]] std::optional<size_t> section_of(const PackedSet::Tensor& tensor,
                                                  const TensorSlice& slice) const {

@@ -19,12 +19,12 @@ namespace {
 constexpr size_t kMostFindings = 8;
 
 // One section, with the bytes between it and what follows.
-struct Task {
+struct CheckTask {
   const PackedFile* file = nullptr;
   size_t index = 0;
 };
 
-int64_t next_begin(const Task& task) {
+int64_t next_begin(const CheckTask& task) {
   const auto& sections = task.file->sections();
   return task.index + 1 < sections.size() ? sections[task.index + 1].offset
                                           : task.file->page().file_bytes;
@@ -35,7 +35,7 @@ class Verifier {
   explicit Verifier(PackMeter& meter) : meter_(meter) {}
 
   // An error that is no finding ends the verification.
-  absl::Status verify(const Task& task, std::vector<std::byte>& buffer) {
+  absl::Status verify(const CheckTask& task, std::vector<std::byte>& buffer) {
     const PackedSection& section = task.file->sections()[task.index];
     absl::Status found = read_section(task, buffer);
     if (found.ok()) found = read_padding(task, buffer);
@@ -54,7 +54,7 @@ class Verifier {
   }
 
  private:
-  static absl::Status read_section(const Task& task, std::vector<std::byte>& buffer) {
+  static absl::Status read_section(const CheckTask& task, std::vector<std::byte>& buffer) {
     const int64_t num_bytes = task.file->sections()[task.index].num_bytes();
     const int64_t piece_bytes = task.file->page().piece_bytes;
     for (int64_t at = 0; at < num_bytes; at += piece_bytes) {
@@ -64,7 +64,7 @@ class Verifier {
     return absl::OkStatus();
   }
 
-  static absl::Status read_padding(const Task& task, std::vector<std::byte>& buffer) {
+  static absl::Status read_padding(const CheckTask& task, std::vector<std::byte>& buffer) {
     const int64_t begin = task.file->sections()[task.index].end();
     buffer.resize(static_cast<size_t>(next_begin(task) - begin));
     if (buffer.empty()) return absl::OkStatus();
@@ -95,7 +95,7 @@ absl::StatusOr<VerifiedPack> verify_packed(const std::string& dir,
                                            int32_t num_threads,
                                            const PackProgress& progress) {
   R1D_ASSIGN_OR_RETURN(const PackedSet set, open_packed_set(dir, {}));
-  std::vector<Task> tasks;
+  std::vector<CheckTask> tasks;
   VerifiedPack verified;
   int64_t data_bytes = 0;
   for (const PackedFile& file : set.files) {

@@ -54,8 +54,11 @@ std::vector<Run> find_runs(const std::vector<Strip>& strips) {
 // Cuts runs into chunks; small and shared ones together.
 class Cutter {
  public:
-  Cutter(int32_t file, int64_t chunk_bytes, std::vector<Chunk>& chunks)
-      : file_(file), chunk_bytes_(chunk_bytes), chunks_(chunks) {}
+  Cutter(int32_t file,
+         int64_t chunk_bytes,
+         std::span<const Strip> strips,
+         std::vector<Chunk>& chunks)
+      : file_(file), chunk_bytes_(chunk_bytes), strips_(strips), chunks_(chunks) {}
 
   void add(const Run& run) {
     if (run.is_sole()) {
@@ -79,14 +82,27 @@ class Cutter {
   void cut(const Run& run) {
     for (int64_t begin = run.begin; begin < run.end;) {
       const int64_t limit = (begin + chunk_bytes_) / kReadBlock * kReadBlock;
-      const int64_t end = std::min(run.end, limit);
+      const int64_t end = whole_pieces(begin, std::min(run.end, limit));
       chunks_.push_back({.begin = begin, .end = end, .file = file_, .sole_rank = run.owner});
       begin = end;
     }
   }
 
+  // Where a read from `begin` ends that would end at `end`: before the piece that is cut there, or
+  // behind it where nothing else is read.
+  [[nodiscard]] int64_t whole_pieces(int64_t begin, int64_t end) const {
+    const auto next = std::partition_point(
+        strips_.begin(), strips_.end(), [&](const Strip& strip) { return strip.begin < end; });
+    if (next == strips_.begin()) return end;
+    const Strip& strip = *std::prev(next);
+    if (strip.piece_bytes == 0 || strip.end() <= end) return end;
+    const int64_t before = end - (end - strip.begin) % strip.piece_bytes;
+    return before > begin ? before : std::min(before + strip.piece_bytes, strip.end());
+  }
+
   const int32_t file_;
   const int64_t chunk_bytes_;
+  const std::span<const Strip> strips_;
   std::vector<Chunk>& chunks_;
   Run pending_;
 };
@@ -144,7 +160,7 @@ void add_file(int32_t file, std::vector<Strip> strips, int64_t chunk_bytes, Read
     return a.begin < b.begin;
   });
   const size_t first_chunk = plan.chunks.size();
-  Cutter cutter(file, chunk_bytes, plan.chunks);
+  Cutter cutter(file, chunk_bytes, strips, plan.chunks);
   for (const Run& run : find_runs(strips)) cutter.add(run);
   cutter.flush();
   const auto first_strip = static_cast<uint32_t>(plan.strips.size());

@@ -20,6 +20,9 @@ struct Strip {
   int32_t rank = 0;
   uint32_t target = 0;  // whose: index into the rank's targets
   bool staged = false;  // `dest` is memory of a device
+  // Of a contiguous strip: it is cut into pieces of this size, and no read ends within one. 0:
+  // anywhere.
+  int64_t piece_bytes = 0;
 
   [[nodiscard]] bool contiguous() const { return rows == 1; }
   [[nodiscard]] int64_t end() const { return begin + (rows - 1) * stride + width; }
@@ -62,10 +65,10 @@ struct ReadPlan {
 // A block of a disk or of a direct read.
 inline constexpr int64_t kReadBlock = 4096;
 
-// Adds a file's strips, cut into reads of at most `chunk_bytes` (a multiple of kReadBlock). What is
-// wanted by several ranks is read once. Bytes that nobody wants are read along where they are few
-// (64 KiB) between wanted ones. A megabyte and more that one device takes whole is read apart from
-// its neighbours, so that it needs no copy on the host.
+// Adds a file's strips, cut into reads of at most `chunk_bytes` (a multiple of kReadBlock) or a
+// piece. What is wanted by several ranks is read once. Bytes that nobody wants are read along where
+// they are few (64 KiB) between wanted ones. A megabyte and more that one device takes whole is
+// read apart from its neighbours, so that it needs no copy on the host.
 void add_file(int32_t file, std::vector<Strip> strips, int64_t chunk_bytes, ReadPlan& plan);
 
 }  // namespace r1d::checkpoint

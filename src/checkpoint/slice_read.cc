@@ -15,7 +15,7 @@ namespace {
 // columns that skip less than this are cheaper to read along and drop. A slice of R1's expert
 // down_proj at world size 8 has 256 of every 2,048 bytes, and there are 106 million such rows.
 constexpr int64_t kMaxSkippedBytes = 8 << 10;
-constexpr int64_t kBandBytes = 1 << 20;
+constexpr int64_t kReadBytes = 1 << 20;
 
 struct RowLayout {
   int64_t stored_bytes;  // of a whole stored row
@@ -41,7 +41,7 @@ absl::Status read_by_bands(const RowLayout& row,
                            std::span<std::byte> dest,
                            const ReadBytes& read_bytes) {
   const int64_t rows_per_band =
-      std::min(std::max<int64_t>(kBandBytes / row.stored_bytes, 1), rows.size());
+      std::min(std::max<int64_t>(kReadBytes / row.stored_bytes, 1), rows.size());
   const auto band_bytes = static_cast<size_t>(rows_per_band * row.stored_bytes);
   const auto band = std::make_unique_for_overwrite<std::byte[]>(band_bytes);
   std::byte* out = dest.data();

@@ -275,9 +275,6 @@ void add_faults(CLI::App& app, Action& action) {
   command->callback([&action] { action = [] { return list_faults(); }; });
 }
 
-// How long the end of the process waits for its last log records to be read.
-constexpr std::chrono::milliseconds kLastRecords{1000};
-
 void add_version(CLI::App& app, Action& action) {
   CLI::App* command =
       app.add_subcommand("version", "Print the version and what this machine offers");

@@ -2,6 +2,7 @@
 // The subcommands behind run(): each takes its parsed options and returns what went wrong.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -12,6 +13,9 @@
 #include "r1d/config/config.h"
 
 namespace r1d::cli {
+
+// How long the end of the process waits for its last log records to be read.
+inline constexpr std::chrono::milliseconds kLastRecords{1000};
 
 struct ServeOptions {
   config::Config config;

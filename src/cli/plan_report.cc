@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The two forms in which `r1d plan` prints.
 #include <algorithm>
-#include <utility>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "r1d/base/bytes.h"
+#include "r1d/base/two_columns.h"
 
 #include "cli/plan.h"
 #include "cli/setup.h"
@@ -25,23 +25,7 @@ std::string spaced(std::string name) {
   return name;
 }
 
-// Lines of "name   value", values in one column.
-class Page {
- public:
-  template <typename... Args>
-  void line(std::string_view name, fmt::format_string<Args...> format, Args&&... args) {
-    text_ += fmt::format("{:<18}", name);
-    text_ += fmt::format(format, std::forward<Args>(args)...);
-    text_ += '\n';
-  }
-  void heading(const std::string& text) { text_ += "\n" + text + "\n"; }
-  [[nodiscard]] std::string take() { return std::move(text_); }
-
- private:
-  std::string text_;
-};
-
-void add_subject(const PlanReport& report, Page& page) {
+void add_subject(const PlanReport& report, TwoColumns& page) {
   const engine::EngineOptions& options = report.options;
   page.line("model",
             "{}: {:.2f} B parameters, {} ({})",
@@ -66,7 +50,7 @@ void add_subject(const PlanReport& report, Page& page) {
             readable_count(options.max_batch_size));
 }
 
-void add_memory(const PlanReport& report, Page& page) {
+void add_memory(const PlanReport& report, TwoColumns& page) {
   const engine::MemoryPlan& plan = report.plan;
   page.heading("memory of a rank");
   for (size_t i = 0; i < engine::kMemoryParts; ++i) {
@@ -91,7 +75,7 @@ int64_t cache_tokens(const PlanReport& report) {
   return int64_t{report.plan.cache.num_blocks} * report.options.block_size;
 }
 
-void add_cache(const PlanReport& report, Page& page) {
+void add_cache(const PlanReport& report, TwoColumns& page) {
   const engine::CachePlan& cache = report.plan.cache;
   page.heading("KV cache, the same on every rank");
   page.line("  a token",
@@ -109,7 +93,7 @@ void add_cache(const PlanReport& report, Page& page) {
             readable_count(cache.max_model_len));
 }
 
-void add_splits(const PlanReport& report, Page& page) {
+void add_splits(const PlanReport& report, TwoColumns& page) {
   if (report.splits.size() < 2) return;
   page.heading("weights of a rank, by how experts are divided");
   for (const SplitFloors& split : report.splits) {
@@ -119,7 +103,7 @@ void add_splits(const PlanReport& report, Page& page) {
   }
 }
 
-void add_floors(const PlanReport& report, Page& page) {
+void add_floors(const PlanReport& report, TwoColumns& page) {
   if (!report.gpu) return;
   const engine::Rates& rates = report.rates;
   page.heading(fmt::format(
@@ -190,7 +174,7 @@ nlohmann::ordered_json json_of(const PlanReport& report, const SplitFloors& spli
 }  // namespace
 
 std::string plan_text(const PlanReport& report) {
-  Page page;
+  TwoColumns page;
   add_subject(report, page);
   add_memory(report, page);
   add_cache(report, page);

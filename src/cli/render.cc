@@ -48,7 +48,7 @@ absl::StatusOr<chat::MessageToolCall> call_of(const Json& value, const std::stri
   return call;
 }
 
-absl::StatusOr<chat::Message> message_of(const Json& value, const std::string& path) {
+absl::StatusOr<chat::Message> message_from(const Json& value, const std::string& path) {
   if (!value.is_object()) return invalid_argument("{}: expected an object", path);
   chat::Message message;
   message.role = text_or_empty(value, "role");
@@ -87,7 +87,7 @@ absl::StatusOr<Input> parse_input(const std::string& text) {
   }
   for (size_t i = 0; i < messages->size(); ++i) {
     R1D_ASSIGN_OR_RETURN(chat::Message message,
-                         message_of((*messages)[i], fmt::format("messages[{}]", i)));
+                         message_from((*messages)[i], fmt::format("messages[{}]", i)));
     input.conversation.messages.push_back(std::move(message));
   }
   return input;

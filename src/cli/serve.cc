@@ -43,8 +43,6 @@ constexpr std::chrono::seconds kLoadReportEvery{1};
 // How long a load may take to notice that it is to stop.
 constexpr std::chrono::seconds kLoadStopGrace{5};
 
-constexpr std::chrono::milliseconds kLastRecords{1000};
-
 // Threads that cannot be joined are left, so nothing is torn down; every client has its answer.
 [[noreturn]] void leave_at_once() {
   base::flush_logging(kLastRecords);

@@ -53,7 +53,7 @@ absl::StatusOr<Value> reverse(CallContext& context, const Value& self, CallArgum
   return make_list(context.meter, {list->items.rbegin(), list->items.rend()}, false);
 }
 
-absl::StatusOr<Value> items(CallContext& context, const Value& self, CallArguments arguments) {
+absl::StatusOr<Value> items_of(CallContext& context, const Value& self, CallArguments arguments) {
   if (self.is_undefined()) return make_list(context.meter, {}, false);
   return find_method("items")->function(context, self, arguments);
 }
@@ -185,7 +185,7 @@ std::span<const Builtin> sequence_filters() {
   static const std::vector<Builtin> filters = {
       {"count", length, {}},
       {"first", first, {}},
-      {"items", items, {}},
+      {"items", items_of, {}},
       {"join", join_filter, {"d", "attribute"}},
       {"last", last, {}},
       {"length", length, {}},

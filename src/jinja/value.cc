@@ -52,7 +52,7 @@ bool is_number(const Value& value) {
   return value.is<bool>() || value.is<int64_t>() || value.is<double>();
 }
 
-double as_double(const Value& value) {
+double double_of(const Value& value) {
   if (const double* number = value.as<double>()) return *number;
   int64_t integer = 0;
   return as_integer(value, &integer) != nullptr ? static_cast<double>(integer) : 0;
@@ -62,7 +62,7 @@ bool equal_numbers(const Value& a, const Value& b) {
   int64_t x = 0;
   int64_t y = 0;
   if (as_integer(a, &x) != nullptr && as_integer(b, &y) != nullptr) return x == y;
-  return as_double(a) == as_double(b);
+  return double_of(a) == double_of(b);
 }
 
 absl::StatusOr<bool> equal_lists(Meter& meter, const List& a, const List& b) {

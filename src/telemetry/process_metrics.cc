@@ -53,7 +53,7 @@ std::optional<double> num_open_fds() {
   return count - 1;  // the one that reads the directory
 }
 
-class Families {
+class ProcessFamilies {
  public:
   void gauge(const char* name, const char* help, double value) {
     add(name, help, prometheus::MetricType::Gauge).gauge.value = value;
@@ -75,7 +75,7 @@ class Families {
   std::vector<prometheus::MetricFamily> families_;
 };
 
-void add_stat(Families& families) {
+void add_stat(ProcessFamilies& families) {
   ProcessStat stat;
   if (!parse_process_stat(read_text("/proc/self/stat"), stat)) return;
   const auto ticks_per_second = static_cast<double>(sysconf(_SC_CLK_TCK));
@@ -96,7 +96,7 @@ void add_stat(Families& families) {
   }
 }
 
-void add_fds(Families& families) {
+void add_fds(ProcessFamilies& families) {
   if (const auto open = num_open_fds()) {
     families.gauge("process_open_fds", "Open file descriptors, sockets included.", *open);
   }
@@ -131,7 +131,7 @@ bool parse_process_stat(std::string_view text, ProcessStat& out) {
 }
 
 std::vector<prometheus::MetricFamily> collect_process_metrics() {
-  Families families;
+  ProcessFamilies families;
   add_stat(families);
   add_fds(families);
   families.counter("r1d_log_records_dropped_total",

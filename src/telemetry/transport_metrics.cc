@@ -28,8 +28,9 @@ constexpr Family kSlowConsumers{"r1d_slow_consumers_total",
                                 "Streams ended because the client read slower than tokens came."};
 constexpr Family kConnections{
     "r1d_connections", "Client connections of the gRPC port: in the HTTP/2 handshake, open."};
-constexpr Family kRefused{"r1d_connections_refused_total",
-                          "Client connections that were turned away or cut, by the limit passed."};
+constexpr Family kConnectionsRefused{
+    "r1d_connections_refused_total",
+    "Client connections that were turned away or cut, by the limit passed."};
 
 constexpr LabelSet<8> kMethods{{"Generate",
                                 "GenerateOnce",
@@ -89,7 +90,8 @@ class TransportMetrics::Impl {
           &registry.gauge(kConnections, {{"state", std::string(kConnectionStates.value(i))}});
     }
     for (size_t i = 0; i < refused.size(); ++i) {
-      refused[i] = &registry.counter(kRefused, {{"reason", std::string(kRefusals.value(i))}});
+      refused[i] =
+          &registry.counter(kConnectionsRefused, {{"reason", std::string(kRefusals.value(i))}});
     }
   }
 

@@ -7,6 +7,8 @@
 
 #include "r1d/base/status.h"
 
+#include "tests/support/test_data.h"
+
 namespace r1d::admission {
 namespace {
 
@@ -15,9 +17,9 @@ using scheduler::FinishReason;
 using tokenizer::AddedTokens;
 
 std::shared_ptr<const TextModel> small_text() {
-  auto text = TextModel::load({.model_dir = R1D_TEST_DATA "/tokenizers/deepseek",
+  auto text = TextModel::load({.model_dir = test::data("tokenizers/deepseek"),
                                .tokenizer = "",
-                               .chat_template = R1D_TEST_DATA "/templates/deepseek-r1.jinja",
+                               .chat_template = test::data("templates/deepseek-r1.jinja"),
                                .match_control_tokens = false});
   EXPECT_TRUE(text.ok()) << text.status();
   return *std::move(text);
@@ -129,7 +131,7 @@ TEST_F(OutputReaderTest, WithoutATokenizerTokensPassAsTheyAre) {
 }
 
 TEST(TextModelTest, AFolderWithoutATokenizerIsNone) {
-  const auto text = TextModel::load({.model_dir = R1D_TEST_DATA,
+  const auto text = TextModel::load({.model_dir = test::data(""),
                                      .tokenizer = "",
                                      .chat_template = "",
                                      .match_control_tokens = false});
@@ -139,7 +141,7 @@ TEST(TextModelTest, AFolderWithoutATokenizerIsNone) {
 
 TEST(TextModelTest, ATokenizerThatWasNamedMustBeThere) {
   const auto text = TextModel::load({.model_dir = "",
-                                     .tokenizer = R1D_TEST_DATA,
+                                     .tokenizer = test::data(""),
                                      .chat_template = "",
                                      .match_control_tokens = false});
   EXPECT_EQ(text.status().code(), absl::StatusCode::kNotFound);

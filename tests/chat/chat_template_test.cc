@@ -10,6 +10,8 @@
 
 #include "r1d/base/status.h"
 
+#include "tests/support/test_data.h"
+
 namespace r1d::chat {
 namespace {
 
@@ -18,7 +20,7 @@ using ::testing::HasSubstr;
 constexpr std::string_view kBos = "<｜begin▁of▁sentence｜>";
 
 std::string fixture(const std::string& name) {
-  std::ifstream file(std::string(R1D_TEST_DATA "/templates/") + name);
+  std::ifstream file(test::data("templates/") + name);
   std::stringstream text;
   text << file.rdbuf();
   return text.str();

@@ -23,7 +23,7 @@ OutputParser parser(StopMatcher matcher = {}) {
   return OutputParser(r1_tokens(), {}, std::move(matcher));
 }
 
-ChatOutput parse(std::string_view text, StopMatcher matcher = {}) {
+ChatOutput parse_calls(std::string_view text, StopMatcher matcher = {}) {
   return run(parser(std::move(matcher)), script_of(text, r1_tokens()));
 }
 
@@ -33,7 +33,7 @@ std::string call(const std::string& name, const std::string& arguments) {
 
 // A call with `inside` between its tags, parsed.
 ChatOutput parse_call(const std::string& inside) {
-  return parse(kCalls + kCall + inside + kEndCall + kEndCalls);
+  return parse_calls(kCalls + kCall + inside + kEndCall + kEndCalls);
 }
 
 ChatOutput calls(std::vector<ToolCall> tool_calls) {
@@ -45,12 +45,12 @@ ChatOutput content(std::string text) {
 }
 
 TEST(ToolCallTest, ReadsACall) {
-  EXPECT_EQ(parse(kCalls + call("get_weather", "{\"city\": \"Paris\"}") + kEndCalls),
+  EXPECT_EQ(parse_calls(kCalls + call("get_weather", "{\"city\": \"Paris\"}") + kEndCalls),
             calls({{"function", "get_weather", "{\"city\": \"Paris\"}"}}));
 }
 
 TEST(ToolCallTest, ReadsSeveralCallsAndDropsTheNewlineBetween) {
-  EXPECT_EQ(parse(kCalls + call("a", "{}") + "\n" + call("b", "{\"x\": [1]}") + kEndCalls),
+  EXPECT_EQ(parse_calls(kCalls + call("a", "{}") + "\n" + call("b", "{\"x\": [1]}") + kEndCalls),
             calls({{"function", "a", "{}"}, {"function", "b", "{\"x\": [1]}"}}));
 }
 
@@ -98,20 +98,20 @@ TEST(ToolCallTest, FencesInsideStringsDoNotEndTheArguments) {
   }
   ASSERT_EQ(output.tool_calls.size(), 1u);
   EXPECT_EQ(output.tool_calls[0].arguments, arguments);
-  EXPECT_EQ(parse(call("f", "{\"md\": \"\\n```\"}")).tool_calls.at(0).arguments,
+  EXPECT_EQ(parse_calls(call("f", "{\"md\": \"\\n```\"}")).tool_calls.at(0).arguments,
             "{\"md\": \"\\n```\"}");
 }
 
 TEST(ToolCallTest, ContentBeforeAndAfterCallsStays) {
   const ChatOutput output =
-      parse("I look.\n" + kCalls + call("f", "{}") + "\n" + kEndCalls + "\n\nDone.\n");
+      parse_calls("I look.\n" + kCalls + call("f", "{}") + "\n" + kEndCalls + "\n\nDone.\n");
   EXPECT_EQ(output.content, "I look.\nDone.\n");
   EXPECT_EQ(output.tool_calls.size(), 1u);
 }
 
 TEST(ToolCallTest, CallsNeedNoOuterTagsAndMayCloseThemTwice) {
-  EXPECT_EQ(parse("\n" + call("f", "{}")), calls({{"function", "f", "{}"}}));
-  EXPECT_EQ(parse(kCalls + call("f", "{}") + kEndCalls + kEndCalls),
+  EXPECT_EQ(parse_calls("\n" + call("f", "{}")), calls({{"function", "f", "{}"}}));
+  EXPECT_EQ(parse_calls(kCalls + call("f", "{}") + kEndCalls + kEndCalls),
             calls({{"function", "f", "{}"}}));
 }
 
@@ -157,10 +157,11 @@ TEST(ToolCallTest, ACallWithoutAUsableHeaderIsContentAsItStands) {
 
 TEST(ToolCallTest, OtherCallsSurviveAMalformedOne) {
   const std::string broken = kCall + "function" + kSep + "b\n```json\nno\n```" + kEndCall;
-  EXPECT_EQ(parse(kCalls + call("a", "{}") + "\n" + broken + "\n" + call("c", "{}") + kEndCalls),
-            (ChatOutput{.reasoning = {},
-                        .content = broken,
-                        .tool_calls = {{"function", "a", "{}"}, {"function", "c", "{}"}}}));
+  EXPECT_EQ(
+      parse_calls(kCalls + call("a", "{}") + "\n" + broken + "\n" + call("c", "{}") + kEndCalls),
+      (ChatOutput{.reasoning = {},
+                  .content = broken,
+                  .tool_calls = {{"function", "a", "{}"}, {"function", "c", "{}"}}}));
 }
 
 TEST(ToolCallTest, ArgumentsThatAreNotJsonAreMarked) {
@@ -172,32 +173,34 @@ TEST(ToolCallTest, ArgumentsThatAreNotJsonAreMarked) {
 
 TEST(ToolCallTest, ACallThatTheOutputCutsOffIsMarked) {
   const std::string begin = kCalls + kCall + "function" + kSep + "f\n```json\n";
-  EXPECT_EQ(parse(begin + "{\"a\": \"Par"), calls({{"function", "f", "{\"a\": \"Par", true}}));
-  EXPECT_EQ(parse(begin), content(begin.substr(kCalls.size())));
+  EXPECT_EQ(parse_calls(begin + "{\"a\": \"Par"),
+            calls({{"function", "f", "{\"a\": \"Par", true}}));
+  EXPECT_EQ(parse_calls(begin), content(begin.substr(kCalls.size())));
 }
 
 TEST(ToolCallTest, ACallThatIsWholeButNotClosedIsACall) {
   const std::string open = kCall + "function" + kSep + "f\n```json\n{}\n``";
   const ToolCall expected{"function", "f", "{}"};
-  EXPECT_EQ(parse(kCalls + open), calls({expected}));
-  EXPECT_EQ(parse(kCalls + open + kEndCalls), calls({expected}));
-  EXPECT_EQ(parse(kCalls + open + open), calls({expected, expected}));
+  EXPECT_EQ(parse_calls(kCalls + open), calls({expected}));
+  EXPECT_EQ(parse_calls(kCalls + open + kEndCalls), calls({expected}));
+  EXPECT_EQ(parse_calls(kCalls + open + open), calls({expected, expected}));
 }
 
 TEST(ToolCallTest, ControlTokensInsideArgumentsAreTheirText) {
   const std::string arguments = "{\"a\": \"<think></think>" + kSep + kCalls + "\"}";
-  EXPECT_EQ(parse(call("f", arguments)), calls({{"function", "f", arguments}}));
+  EXPECT_EQ(parse_calls(call("f", arguments)), calls({{"function", "f", arguments}}));
 }
 
 TEST(ToolCallTest, StopStringsDoNotApplyToCallsButToRawOnes) {
   const auto stop = [] { return StopMatcher::create({"STOP"}, false).value(); };
   const std::string arguments = "{\"a\": \"STOP\"}";
-  EXPECT_EQ(parse(call("f", arguments), stop()), calls({{"function", "f", arguments}}));
-  EXPECT_EQ(parse(kCall + "x STOP" + kEndCall + call("f", "{}"), stop()), content(kCall + "x "));
+  EXPECT_EQ(parse_calls(call("f", arguments), stop()), calls({{"function", "f", arguments}}));
+  EXPECT_EQ(parse_calls(kCall + "x STOP" + kEndCall + call("f", "{}"), stop()),
+            content(kCall + "x "));
 }
 
 TEST(ToolCallTest, CallsInReasoningAreReasoning) {
-  const ChatOutput output = parse("<think>" + call("f", "{}") + "</think>");
+  const ChatOutput output = parse_calls("<think>" + call("f", "{}") + "</think>");
   EXPECT_EQ(output.reasoning, call("f", "{}"));
   EXPECT_THAT(output.tool_calls, IsEmpty());
 }

@@ -27,12 +27,6 @@ constexpr const char* kGate = "model.layers.1.mlp.gate.weight";
 constexpr const char* kExpert = "model.layers.1.mlp.experts.3.down_proj.weight";
 constexpr const char* kExpertScale = "model.layers.1.mlp.experts.3.down_proj.weight_scale_inv";
 
-absl::StatusOr<std::unique_ptr<WeightSource>> open(const TestCheckpoint& checkpoint) {
-  const TempDir dir;
-  checkpoint.write(dir);
-  return open_hugging_face(dir.path());
-}
-
 struct BadCheckpoint {
   const char* name;
   std::function<void(TestCheckpoint&)> corrupt;
@@ -50,7 +44,7 @@ class BadCheckpointTest : public testing::TestWithParam<BadCheckpoint> {};
 TEST_P(BadCheckpointTest, IsRefusedByFileAndTensor) {
   TestCheckpoint checkpoint = test::make_checkpoint(test::small_config(true), true, 2);
   GetParam().corrupt(checkpoint);
-  const auto source = open(checkpoint);
+  const auto source = test::open(checkpoint);
   ASSERT_FALSE(source.ok());
   EXPECT_EQ(source.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(message_of(source.status()), testing::HasSubstr(GetParam().message));
@@ -266,7 +260,7 @@ INSTANTIATE_TEST_SUITE_P(AllFaults, BadCheckpointTest, testing::ValuesIn(kBadChe
 TEST(BadDirectoryTest, NamesAMissingTensorOfASingleFile) {
   TestCheckpoint checkpoint = test::make_checkpoint(test::small_config(false), false, 0);
   checkpoint.remove("lm_head.weight");
-  EXPECT_EQ(message_of(open(checkpoint).status()),
+  EXPECT_EQ(message_of(test::open(checkpoint).status()),
             "model.safetensors: tensor lm_head.weight [64, 160] is missing");
 }
 

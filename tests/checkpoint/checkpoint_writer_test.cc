@@ -26,14 +26,6 @@ using test::TempDir;
 using testing::AllOf;
 using testing::HasSubstr;
 
-std::set<std::string> files_in(const std::string& dir) {
-  std::set<std::string> names;
-  for (const auto& entry : std::filesystem::directory_iterator(dir)) {
-    names.insert(entry.path().filename());
-  }
-  return names;
-}
-
 struct Model {
   std::string text;
   std::unique_ptr<WeightSource> source;
@@ -74,7 +66,7 @@ TEST(WriteCheckpointTest, OpensAsTheSourceItCameFromWhateverTheThreadsAndTheSize
       const auto opened = open_hugging_face(dir.path() + "/new/model");
       ASSERT_TRUE(opened.ok()) << opened.status();
       expect_same(**opened, *model.source);
-      EXPECT_EQ(files_in(dir.path() + "/new/model").size(),
+      EXPECT_EQ(test::files_in(dir.path() + "/new/model").size(),
                 static_cast<size_t>(written->num_files) + 2);
       if (shard_bytes == 1) {
         EXPECT_EQ(written->num_files, written->num_tensors);
@@ -103,7 +95,7 @@ TEST(WriteCheckpointTest, NamesFilesAsR1DoesAndWritesTheConfigAsGiven) {
   const auto written =
       write_checkpoint(*model.source, model.text, dir.path(), {.shard_bytes = 120'000});
   ASSERT_TRUE(written.ok()) << written.status();
-  const std::set<std::string> files = files_in(dir.path());
+  const std::set<std::string> files = test::files_in(dir.path());
   EXPECT_TRUE(files.contains(fmt::format("model-00001-of-{:06}.safetensors", written->num_files)));
   EXPECT_TRUE(files.contains("model.safetensors.index.json"));
   std::ifstream config(dir.path() + "/config.json");
@@ -117,7 +109,7 @@ TEST(WriteCheckpointTest, RefusesADirectoryThatIsNotEmptyAndLeavesItAlone) {
   const auto written = write_checkpoint(*model.source, model.text, dir.path(), {});
   EXPECT_EQ(written.status().code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(message_of(written.status()), AllOf(HasSubstr(dir.path()), HasSubstr("not empty")));
-  EXPECT_EQ(files_in(dir.path()), std::set<std::string>{"notes.txt"});
+  EXPECT_EQ(test::files_in(dir.path()), std::set<std::string>{"notes.txt"});
 }
 
 TEST(WriteCheckpointTest, NamesTheBytesWhenTheDiskIsTooSmall) {
@@ -132,7 +124,7 @@ TEST(WriteCheckpointTest, NamesTheBytesWhenTheDiskIsTooSmall) {
   EXPECT_EQ(written.status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(message_of(written.status()),
               AllOf(HasSubstr(dir.path()), HasSubstr("bytes are needed"), HasSubstr("are free")));
-  EXPECT_TRUE(files_in(dir.path()).empty());
+  EXPECT_TRUE(test::files_in(dir.path()).empty());
 }
 
 // A limit on the size of files stands for a disk that fills up while it is written.
@@ -151,7 +143,7 @@ TEST(WriteCheckpointTest, RemovesWhatItBeganWhenAWriteFails) {
   ASSERT_FALSE(written.ok());
   EXPECT_THAT(message_of(written.status()),
               AllOf(HasSubstr("model-00001-of-000001.safetensors"), HasSubstr("bytes at byte")));
-  EXPECT_TRUE(files_in(dir.path()).empty());
+  EXPECT_TRUE(test::files_in(dir.path()).empty());
 }
 
 }  // namespace

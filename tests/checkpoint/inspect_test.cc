@@ -8,6 +8,7 @@
 
 #include "checkpoint/summary.h"
 #include "tests/support/checkpoint_writer.h"
+#include "tests/support/test_data.h"
 
 namespace r1d::checkpoint {
 namespace {
@@ -15,7 +16,7 @@ namespace {
 using testing::HasSubstr;
 
 ModelConfig r1() {
-  return ModelConfig::load(R1D_TEST_DATA "/configs/deepseek-r1.json").value();
+  return ModelConfig::load(test::data("configs/deepseek-r1.json")).value();
 }
 
 Summary summary_of(const ModelConfig& config, int32_t world_size, ExpertSplit split) {
@@ -70,8 +71,7 @@ TEST(SummaryTest, GivesTheBytesPerRankOfR1) {
 
 TEST(InspectTest, SaysWhatTheConfigAloneImplies) {
   const test::TempDir dir;
-  std::filesystem::copy_file(R1D_TEST_DATA "/configs/deepseek-r1.json",
-                             dir.path() + "/config.json");
+  std::filesystem::copy_file(test::data("configs/deepseek-r1.json"), dir.path() + "/config.json");
   const auto report = inspect_report(dir.path(), 8, ExpertSplit::kTensor);
   ASSERT_TRUE(report.ok()) << report.status();
   EXPECT_EQ(*report,
@@ -97,8 +97,7 @@ KV cache          70,272 bytes a token in BF16, 140,544 in F32, on every rank
 }
 
 TEST(InspectTest, ReportsTheWeightsThatAreThere) {
-  const auto report =
-      inspect_report(R1D_TEST_DATA "/golden/v3-ragged-fp8", 2, ExpertSplit::kExpert);
+  const auto report = inspect_report(test::data("golden/v3-ragged-fp8"), 2, ExpertSplit::kExpert);
   ASSERT_TRUE(report.ok()) << report.status();
   EXPECT_THAT(*report, HasSubstr("source            weights, checked against config.json\n"));
   EXPECT_THAT(*report, HasSubstr("MTP               none\n"));
@@ -109,8 +108,7 @@ TEST(InspectTest, ReportsTheWeightsThatAreThere) {
 }
 
 TEST(InspectTest, RefusesAWorldSizeThatDoesNotDivide) {
-  const auto report =
-      inspect_report(R1D_TEST_DATA "/golden/v3-ragged-fp8", 8, ExpertSplit::kTensor);
+  const auto report = inspect_report(test::data("golden/v3-ragged-fp8"), 8, ExpertSplit::kTensor);
   EXPECT_EQ(message_of(report.status()),
             "num_attention_heads 4 cannot be split over 8 ranks: 4 is not a multiple of 8");
 }

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/support/checkpoint_writer.h"
+#include "tests/support/test_data.h"
 
 namespace r1d::checkpoint {
 namespace {
@@ -13,7 +14,7 @@ namespace {
 using test::Json;
 
 TEST(ModelConfigTest, ReadsEveryFieldOfR1) {
-  const auto config = ModelConfig::load(R1D_TEST_DATA "/configs/deepseek-r1.json");
+  const auto config = ModelConfig::load(test::data("configs/deepseek-r1.json"));
   ASSERT_TRUE(config.ok()) << config.status();
   EXPECT_EQ(config->architecture, "DeepseekV3ForCausalLM");
   EXPECT_EQ(config->model_type, "deepseek_v3");

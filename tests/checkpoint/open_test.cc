@@ -12,6 +12,7 @@
 #include "r1d/checkpoint/weight_source.h"
 
 #include "tests/support/checkpoint_writer.h"
+#include "tests/support/test_data.h"
 
 namespace r1d::checkpoint {
 namespace {
@@ -21,19 +22,13 @@ using test::TempDir;
 using test::TensorData;
 using test::TestCheckpoint;
 
-constexpr const char* kShard1 = "model-00001-of-000002.safetensors";
-constexpr const char* kExpert = "model.layers.1.mlp.experts.3.down_proj.weight";
-
-absl::StatusOr<std::unique_ptr<WeightSource>> open(const TestCheckpoint& checkpoint) {
-  const TempDir dir;
-  checkpoint.write(dir);
-  return open_hugging_face(dir.path());
-}
+constexpr const char* kFirstShard = "model-00001-of-000002.safetensors";
+constexpr const char* kOneExpert = "model.layers.1.mlp.experts.3.down_proj.weight";
 
 class GoldenTest : public testing::TestWithParam<const char*> {};
 
 TEST_P(GoldenTest, Opens) {
-  const auto source = open_hugging_face(std::string(R1D_TEST_DATA "/golden/") + GetParam());
+  const auto source = open_hugging_face(test::data("golden/") + GetParam());
   ASSERT_TRUE(source.ok()) << source.status();
   EXPECT_FALSE((*source)->has_mtp());
   for (const TensorSpec& spec : expected_tensors((*source)->config(), false)) {
@@ -78,13 +73,13 @@ TEST(OpenTest, ReadsWhatWasWrittenFromShardsAndFromASingleFile) {
 TEST(OpenTest, TakesABf16CastThatStillCarriesItsQuantizationConfig) {
   TestCheckpoint checkpoint = test::make_checkpoint(test::small_config(false), true, 2);
   checkpoint.config = test::small_config(true);
-  const auto source = open(checkpoint);
+  const auto source = test::open(checkpoint);
   ASSERT_TRUE(source.ok()) << source.status();
-  EXPECT_EQ((*source)->find(kExpert)->dtype, DType::kBF16);
+  EXPECT_EQ((*source)->find(kOneExpert)->dtype, DType::kBF16);
 }
 
 TEST(OpenTest, TakesMissingMtpLayersAsNone) {
-  const auto source = open(test::make_checkpoint(test::small_config(true), false, 2));
+  const auto source = test::open(test::make_checkpoint(test::small_config(true), false, 2));
   ASSERT_TRUE(source.ok()) << source.status();
   EXPECT_FALSE((*source)->has_mtp());
   EXPECT_EQ((*source)->find("model.layers.2.eh_proj.weight").status().code(),
@@ -95,7 +90,7 @@ TEST(OpenTest, TakesMtpLayersWithoutTheirCopiesOfEmbeddingAndHead) {
   TestCheckpoint checkpoint = test::make_checkpoint(test::small_config(true), true, 2);
   checkpoint.remove("model.layers.2.embed_tokens.weight");
   checkpoint.remove("model.layers.2.shared_head.head.weight");
-  const auto source = open(checkpoint);
+  const auto source = test::open(checkpoint);
   ASSERT_TRUE(source.ok()) << source.status();
   EXPECT_TRUE((*source)->has_mtp());
 }
@@ -107,7 +102,7 @@ TEST(OpenTest, TakesF32WeightsAndABf16RouterBias) {
   TensorData& bias = checkpoint.tensor("model.layers.1.mlp.gate.e_score_correction_bias");
   test::reshape(bias, {4}, 2);
   bias.dtype = "BF16";
-  const auto source = open(checkpoint);
+  const auto source = test::open(checkpoint);
   ASSERT_TRUE(source.ok()) << source.status();
   EXPECT_EQ((*source)->find("model.norm.weight")->dtype, DType::kF32);
 }
@@ -115,16 +110,16 @@ TEST(OpenTest, TakesF32WeightsAndABf16RouterBias) {
 TEST(OpenTest, IgnoresRotaryFrequenciesOfAnyDtypeInTheIndexOrNot) {
   const std::string name = "model.layers.0.self_attn.rotary_emb.inv_freq";
   TestCheckpoint checkpoint = test::make_checkpoint(test::small_config(false), false, 2);
-  checkpoint.shards[kShard1][name] = {"F64", {1}, "12345678"};
-  EXPECT_TRUE(open(checkpoint).ok());
-  checkpoint.index["weight_map"][name] = kShard1;
-  EXPECT_TRUE(open(checkpoint).ok());
+  checkpoint.shards[kFirstShard][name] = {"F64", {1}, "12345678"};
+  EXPECT_TRUE(test::open(checkpoint).ok());
+  checkpoint.index["weight_map"][name] = kFirstShard;
+  EXPECT_TRUE(test::open(checkpoint).ok());
 }
 
 TEST(OpenTest, TakesTiedEmbeddingsWithoutAHead) {
   Json config = test::small_config(false);
   config["tie_word_embeddings"] = true;
-  EXPECT_TRUE(open(test::make_checkpoint(config, true, 2)).ok());
+  EXPECT_TRUE(test::open(test::make_checkpoint(config, true, 2)).ok());
 }
 
 TEST(OpenTest, FollowsSymbolicLinksAsAHuggingFaceCacheHasThem) {

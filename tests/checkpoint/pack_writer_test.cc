@@ -29,12 +29,6 @@ using testing::AllOf;
 using testing::Each;
 using testing::HasSubstr;
 
-std::set<std::string> files_in(const std::string& dir) {
-  std::set<std::string> names;
-  for (const auto& entry : fs::directory_iterator(dir)) names.insert(entry.path().filename());
-  return names;
-}
-
 class PackWriterTest : public testing::Test {
  protected:
   void SetUp() override {
@@ -91,7 +85,7 @@ TEST_F(PackWriterTest, KilledInTheMiddleItLeavesNothingThatOpensAndNothingThatHi
         },
         testing::KilledBySignal(SIGKILL),
         "");
-    const std::set<std::string> left = files_in(dir());
+    const std::set<std::string> left = test::files_in(dir());
     EXPECT_FALSE(left.empty());
     EXPECT_THAT(left, Each(testing::EndsWith(".r1d-partial")));
     EXPECT_FALSE(is_packed(dir()));
@@ -103,7 +97,7 @@ TEST_F(PackWriterTest, KilledInTheMiddleItLeavesNothingThatOpensAndNothingThatHi
     fs::copy_file(model_.path() + "/config.json", dir() + "/config.json");
     const auto opened = open_checkpoint(dir(), {});
     EXPECT_THAT(message_of(opened.status()), HasSubstr("no packed file, or one whose packing"));
-    for (const std::string& name : files_in(dir())) {
+    for (const std::string& name : test::files_in(dir())) {
       if (!name.ends_with(".r1d-partial")) fs::remove(dir() + "/" + name);
     }
   }
@@ -111,7 +105,7 @@ TEST_F(PackWriterTest, KilledInTheMiddleItLeavesNothingThatOpensAndNothingThatHi
   ASSERT_TRUE(again.ok()) << again.status();
   EXPECT_TRUE(open_checkpoint(dir(), {}).ok());
   EXPECT_EQ(
-      files_in(dir()),
+      test::files_in(dir()),
       (std::set<std::string>{"config.json", "rank-00-of-02.r1dpack", "rank-01-of-02.r1dpack"}));
 }
 
@@ -139,7 +133,7 @@ TEST_F(PackWriterTest, OverwritesNothing) {
     EXPECT_EQ(packed.status().code(), absl::StatusCode::kFailedPrecondition);
     EXPECT_THAT(message_of(packed.status()),
                 AllOf(HasSubstr(dir()), HasSubstr("not empty"), HasSubstr(name)));
-    EXPECT_EQ(files_in(dir()), std::set<std::string>{name});
+    EXPECT_EQ(test::files_in(dir()), std::set<std::string>{name});
     fs::remove(dir() + "/" + name);
   }
   ASSERT_TRUE(pack().ok());

@@ -135,6 +135,33 @@ TEST(ReadPlanTest, WhatOneDeviceTakesWholeIsReadApart) {
   }
 }
 
+TEST(ReadPlanTest, NoReadEndsWithinAPiece) {
+  std::vector<Strip> strips;
+  for (const int64_t piece : {4096, 12288, 1 << 17}) {
+    for (const int64_t bytes : {100, 4096, 70'001, 1 << 20}) {
+      const int64_t begin = strips.empty() ? 4096 : strips.back().end() + 28;
+      strips.push_back(whole(begin, bytes, 0));
+      strips.back().piece_bytes = piece;
+    }
+  }
+  ReadPlan plan;
+  add_file(0, strips, kChunk, plan);
+  EXPECT_EQ(plan.chunks.front().begin, strips.front().begin);
+  EXPECT_EQ(plan.chunks.back().end, strips.back().end());
+  for (const Chunk& chunk : plan.chunks) {
+    for (const uint32_t id : plan.strips_of(chunk)) {
+      const Strip& strip = plan.strips[id];
+      EXPECT_LE(chunk.bytes(), std::max(kChunk, strip.piece_bytes));
+      if (chunk.begin > strip.begin) {
+        EXPECT_EQ((chunk.begin - strip.begin) % strip.piece_bytes, 0) << strip.begin;
+      }
+      if (chunk.end < strip.end()) {
+        EXPECT_EQ((chunk.end - strip.begin) % strip.piece_bytes, 0) << strip.begin;
+      }
+    }
+  }
+}
+
 // Reads a file by a plan as the loader does, and holds every strip against the file.
 void expect_all_strips_filled(std::vector<Strip> strips, const std::string& file) {
   std::vector<std::string> memory;

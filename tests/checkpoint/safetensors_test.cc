@@ -46,7 +46,7 @@ struct BadHeader {
 void PrintTo(const BadHeader& bad, std::ostream* out) {
   *out << bad.name;
 }
-std::string name_of(const testing::TestParamInfo<BadHeader>& info) {
+std::string name_of_header(const testing::TestParamInfo<BadHeader>& info) {
   return info.param.name;
 }
 
@@ -170,7 +170,7 @@ const BadHeader kBadHeaders[] = {
      [](Json& h) { h["a"]["x"] = Json::parse(std::string(8, '[') + std::string(8, ']')); },
      "header: JSON is nested deeper than 8 levels"},
 };
-INSTANTIATE_TEST_SUITE_P(AllHeaders, BadHeaderTest, testing::ValuesIn(kBadHeaders), name_of);
+INSTANTIATE_TEST_SUITE_P(AllHeaders, BadHeaderTest, testing::ValuesIn(kBadHeaders), name_of_header);
 
 // ---- files that are broken as such ----
 

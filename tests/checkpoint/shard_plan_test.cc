@@ -9,12 +9,13 @@
 #include "r1d/base/status.h"
 
 #include "tests/support/checkpoint_writer.h"
+#include "tests/support/test_data.h"
 
 namespace r1d::checkpoint {
 namespace {
 
-ModelConfig r1() {
-  return ModelConfig::load(R1D_TEST_DATA "/configs/deepseek-r1.json").value();
+ModelConfig r1_config() {
+  return ModelConfig::load(test::data("configs/deepseek-r1.json")).value();
 }
 
 std::map<std::string, TensorSpec> by_name(const ModelConfig& config, bool with_mtp) {
@@ -34,12 +35,12 @@ void expect_slice(const TensorSlice& slice, Range rows, Range cols) {
 
 TEST(ExpectedTensorsTest, ListsR1WithoutAndWithMtp) {
   // 46,197 weights of the main model; the scales bring it to the 90,427 of the published index.
-  const auto main = by_name(r1(), false);
+  const auto main = by_name(r1_config(), false);
   int64_t num_scales = 0;
   for (const auto& [name, spec] : main) num_scales += spec.quantizable ? 1 : 0;
   EXPECT_EQ(static_cast<int64_t>(main.size()) + num_scales, 90'427);
 
-  const auto all = by_name(r1(), true);
+  const auto all = by_name(r1_config(), true);
   for (const auto& [name, spec] : all) num_scales += spec.quantizable && spec.layer == 61 ? 1 : 0;
   EXPECT_EQ(static_cast<int64_t>(all.size()) + num_scales, 91'991);
   EXPECT_TRUE(all.at("model.layers.61.embed_tokens.weight").duplicate);
@@ -50,7 +51,7 @@ TEST(ExpectedTensorsTest, ListsR1WithoutAndWithMtp) {
 }
 
 TEST(ExpectedTensorsTest, StartsWithTheEmbeddingAndKeepsLayersInOrder) {
-  const auto specs = expected_tensors(r1(), true);
+  const auto specs = expected_tensors(r1_config(), true);
   EXPECT_EQ(specs.front().name, "model.embed_tokens.weight");
   int32_t last_layer = -1;
   for (const TensorSpec& spec : specs) {
@@ -77,8 +78,8 @@ TEST(ExpectedTensorsTest, HasNoHeadWithTiedEmbeddings) {
 
 // The table "Tensor parallel, 8 ranks" of R1: rank 3's part of each kind.
 TEST(SliceOfTest, CutsR1OverEightRanks) {
-  const auto specs = by_name(r1(), false);
-  const RankShard rank3 = shard(r1(), 3, 8, ExpertSplit::kTensor);
+  const auto specs = by_name(r1_config(), false);
+  const RankShard rank3 = shard(r1_config(), 3, 8, ExpertSplit::kTensor);
   const auto slice = [&](const std::string& name) { return slice_of(specs.at(name), rank3); };
   const std::string layer = "model.layers.5.";
   expect_slice(slice("model.embed_tokens.weight"), {48480, 64640}, {0, 7168});
@@ -99,8 +100,8 @@ TEST(SliceOfTest, CutsR1OverEightRanks) {
 }
 
 TEST(SliceOfTest, GivesWholeExpertsToOneRankEach) {
-  const auto specs = by_name(r1(), false);
-  const RankShard rank3 = shard(r1(), 3, 8, ExpertSplit::kExpert);
+  const auto specs = by_name(r1_config(), false);
+  const RankShard rank3 = shard(r1_config(), 3, 8, ExpertSplit::kExpert);
   EXPECT_EQ(rank3.experts, (Range{96, 128}));
   const TensorSpec& first = specs.at("model.layers.5.mlp.experts.96.down_proj.weight");
   expect_slice(slice_of(first, rank3), {0, 7168}, {0, 2048});
@@ -146,8 +147,7 @@ void expect_cover(const ModelConfig& config, int32_t world_size, ExpertSplit spl
 
 TEST(SliceOfTest, CoversEveryTensorOnce) {
   for (const char* golden : {"v3-generic-bf16", "v3-ragged-fp8", "v3-r1heads-fp8"}) {
-    const auto config =
-        ModelConfig::load(std::string(R1D_TEST_DATA "/golden/") + golden + "/config.json").value();
+    const auto config = ModelConfig::load(test::data("golden/") + golden + "/config.json").value();
     for (const int32_t world_size : {1, 2, 4})
       expect_cover(config, world_size, ExpertSplit::kTensor);
     expect_cover(config, 2, ExpertSplit::kExpert);

@@ -14,6 +14,7 @@
 #include "r1d/checkpoint/weight_source.h"
 
 #include "tests/support/checkpoint_writer.h"
+#include "tests/support/test_data.h"
 
 namespace r1d::checkpoint {
 namespace {
@@ -59,7 +60,7 @@ void expect_slices_reassemble(const WeightSource& source, int32_t world_size, Ex
 TEST(SliceReadTest, SlicesOfGoldenCheckpointsReassembleToTheWhole) {
   for (const char* golden :
        {"v3-generic-bf16", "v3-noqlora-bf16", "v3-r1heads-fp8", "v3-ragged-fp8"}) {
-    const auto source = open_hugging_face(std::string(R1D_TEST_DATA "/golden/") + golden);
+    const auto source = open_hugging_face(test::data("golden/") + golden);
     ASSERT_TRUE(source.ok()) << source.status();
     for (const int32_t world_size : {2, 4}) {
       expect_slices_reassemble(**source, world_size, ExpertSplit::kTensor);
@@ -71,7 +72,7 @@ TEST(SliceReadTest, SlicesOfGoldenCheckpointsReassembleToTheWhole) {
 // The element at (row, col) of a rank's slice, as the header says: block of the element, less the
 // first block of the scale slice.
 TEST(SliceReadTest, ScaleSlicesHoldTheBlocksOfTheirRows) {
-  const auto source = open_hugging_face(R1D_TEST_DATA "/golden/v3-ragged-fp8");
+  const auto source = open_hugging_face(test::data("golden/v3-ragged-fp8"));
   ASSERT_TRUE(source.ok()) << source.status();
   const QuantizationConfig blocks = *(*source)->config().quantization;
   for (const TensorSpec& spec : expected_tensors((*source)->config(), false)) {

@@ -12,6 +12,7 @@
 #include "r1d/checkpoint/weight_source.h"
 
 #include "tests/support/checkpoint_writer.h"
+#include "tests/support/test_data.h"
 
 namespace r1d::checkpoint {
 namespace {
@@ -87,7 +88,7 @@ TEST(LastTokenIdTest, IsThe128814OfDeepSeekR1) {
   const std::filesystem::path dir =
       from_environment != nullptr
           ? std::filesystem::path(from_environment)
-          : std::filesystem::path(R1D_TEST_DATA) / "../../../shared/data/deepseek-r1";
+          : std::filesystem::path(test::data("../../../shared/data/deepseek-r1"));
   if (!std::filesystem::exists(dir / "tokenizer.json")) {
     GTEST_SKIP() << "no real tokenizer.json in " << dir << "; set R1D_SHARED_DATA to its folder";
   }

@@ -16,8 +16,9 @@
 
 #include "r1d/base/fault.h"
 #include "r1d/base/status.h"
+#include "r1d/checkpoint/packed.h"
 
-#include "tests/support/checkpoint_writer.h"
+#include "tests/support/packed.h"
 
 namespace r1d::checkpoint {
 namespace {
@@ -350,6 +351,98 @@ TEST_F(OneRankLoad, AnExceptionInAReadIsAnError) {
   WeightLoad load({}, 1);
   EXPECT_EQ(read(load).code(), absl::StatusCode::kResourceExhausted);
 }
+
+// Packed for two ranks; what is read is compared by the threads that read it.
+class CheckedLoad : public testing::TestWithParam<int64_t> {
+ protected:
+  CheckedLoad() {
+    test::Json config = config_for_eight(true);
+    config["hidden_size"] = 1544;
+    config["vocab_size"] = 2048;
+    test::make_checkpoint(config, /*with_mtp=*/false, 1).write(dir_);
+    const auto packed =
+        pack_checkpoint(dir_.path(), out(), {.world_size = 2, .piece_bytes = GetParam()});
+    EXPECT_TRUE(packed.ok()) << packed.status();
+    source_ = open_packed(out(), {}).value();
+  }
+  [[nodiscard]] std::string out() const { return dir_.path() + "/packed"; }
+
+  [[nodiscard]] std::vector<RankMemory> ranks(bool staged) const {
+    std::vector<RankMemory> ranks;
+    for (const int32_t rank : {0, 1}) {
+      const auto shard = make_rank_shard(source_->config(), rank, 2, ExpertSplit::kTensor);
+      ranks.push_back(memory_of(source_->for_rank(rank), shard.value(), staged));
+    }
+    return ranks;
+  }
+
+  // Of rank 1's file; a second time: as it was.
+  void flip_byte(int64_t offset) const {
+    std::fstream file(out() + "/rank-01-of-02.r1dpack",
+                      std::ios::in | std::ios::out | std::ios::binary);
+    file.seekg(offset);
+    const int byte = file.get();
+    file.seekp(offset);
+    file.put(static_cast<char>(byte ^ 0x20));
+    ASSERT_TRUE(file.good());
+  }
+
+  // How the load ends where this byte of rank 1's file is another one.
+  [[nodiscard]] std::string end_with_altered(int64_t offset, bool direct, bool staged) const {
+    flip_byte(offset);
+    const auto opened = open_packed(out(), {}).value();
+    std::vector<RankMemory> all = ranks(staged);
+    for (size_t rank = 0; rank < 2; ++rank) {
+      for (WeightTarget& target : all[rank].targets) {
+        target.bytes =
+            *opened->for_rank(static_cast<int32_t>(rank)).locate(target.name, target.slice);
+      }
+    }
+    WeightLoad load({.direct = direct, .num_threads = 3}, 2);
+    read_all(load, all);
+    flip_byte(offset);
+    EXPECT_EQ(all[0].status, all[1].status);
+    return message_of(all[1].status);
+  }
+
+  test::TempDir dir_;
+  std::unique_ptr<WeightSource> source_;
+};
+
+TEST_P(CheckedLoad, GivesTheBytesThatWerePacked) {
+  for (const bool direct : {false, true}) {
+    for (const bool staged : {false, true}) {
+      std::vector<RankMemory> all = ranks(staged);
+      WeightLoad load({.direct = direct, .num_threads = 3}, 2);
+      read_all(load, all);
+      for (const int32_t rank : {0, 1}) {
+        const RankMemory& memory = all[static_cast<size_t>(rank)];
+        ASSERT_TRUE(memory.status.ok()) << memory.status;
+        expect_what_the_source_reads(source_->for_rank(rank), memory);
+      }
+    }
+  }
+}
+
+TEST_P(CheckedLoad, FindsAnAlteredByteAndNamesItsTensor) {
+  const std::vector<RankMemory> all = ranks(false);
+  const size_t step = all[1].targets.size() / 6;
+  for (size_t i = 0; i < all[1].targets.size(); i += step) {
+    const WeightTarget& target = all[1].targets[i];
+    const int64_t bytes =
+        target.slice.rows.size() * target.slice.cols.size() * dtype_bytes(target.dtype);
+    const bool direct = i / step % 2 == 0;
+    const bool staged = i / step % 4 < 2;
+    for (const int64_t at : {int64_t{0}, bytes - 1}) {
+      const std::string message = end_with_altered(target.bytes.begin + at, direct, staged);
+      EXPECT_TRUE(message.starts_with("rank-01-of-02.r1dpack: section ")) << message;
+      EXPECT_NE(message.find("tensor " + target.name + ": bytes "), std::string::npos) << message;
+      EXPECT_TRUE(message.ends_with("altered since they were packed")) << message;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(PieceSizes, CheckedLoad, testing::Values(4 << 10, 1 << 20, 4 << 20));
 
 TEST_F(OneRankLoad, RanksThatWantNothingAreDoneAtOnce) {
   WeightLoad load({}, 1);

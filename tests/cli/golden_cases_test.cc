@@ -12,6 +12,8 @@
 
 #include "r1d/base/status.h"
 
+#include "tests/support/test_data.h"
+
 namespace r1d::cli {
 namespace {
 
@@ -112,7 +114,7 @@ class GoldenFilesTest : public testing::Test {
     dir_ = testing::TempDir() + "/golden_files";
     std::filesystem::remove_all(dir_);
     std::filesystem::create_directories(dir_);
-    std::filesystem::copy(R1D_TEST_DATA "/golden/v3-noqlora-bf16/golden.safetensors", dir_);
+    std::filesystem::copy(test::data("golden/v3-noqlora-bf16/golden.safetensors"), dir_);
   }
   std::string error_of(const std::string& json) {
     std::ofstream(dir_ + "/golden.json") << json;
@@ -123,7 +125,7 @@ class GoldenFilesTest : public testing::Test {
 };
 
 TEST_F(GoldenFilesTest, ReadsTheCasesOfACheckpoint) {
-  const auto cases = load_golden_cases(R1D_TEST_DATA "/golden/v3-noqlora-bf16", 512);
+  const auto cases = load_golden_cases(test::data("golden/v3-noqlora-bf16"), 512);
   ASSERT_TRUE(cases.ok()) << message_of(cases.status());
   ASSERT_EQ(cases->size(), 9U);
   EXPECT_EQ((*cases)[3].prompt.size(), 200U);

@@ -12,16 +12,18 @@
 
 #include "r1d/base/status.h"
 
+#include "tests/support/test_data.h"
+
 namespace r1d::cli {
 namespace {
 
 using testing::HasSubstr;
 
-constexpr const char* kDocument = R1D_TEST_DATA "/../../docs/planning.md";
+const std::string kDocument = test::data("../../docs/planning.md");
 
 PlanOptions r1_on(const char* gpu, int32_t world_size) {
   PlanOptions options;
-  options.model_config = R1D_TEST_DATA "/configs/deepseek-r1.json";
+  options.model_config = test::data("configs/deepseek-r1.json");
   options.gpu = gpu;
   options.world_size = world_size;
   options.max_num_batched_tokens = 8192;
@@ -110,7 +112,7 @@ TEST(PlanTest, TheWayInForceStandsFirst) {
 
 TEST(PlanTest, AWayThatDoesNotDivideSaysWhy) {
   PlanOptions options;
-  options.model_config = R1D_TEST_DATA "/../../configs/models/v3-1b-fp8.json";
+  options.model_config = test::data("../../configs/models/v3-1b-fp8.json");
   options.gpu = "h200";
   options.world_size = 8;
   EXPECT_FALSE(json_of(options)["splits"][1].contains("refused"));
@@ -120,7 +122,7 @@ TEST(PlanTest, AWayThatDoesNotDivideSaysWhy) {
 
 TEST(PlanTest, OneRankHasNoOtherWay) {
   PlanOptions options;
-  options.model_config = R1D_TEST_DATA "/../../configs/models/v3-1b-fp8.json";
+  options.model_config = test::data("../../configs/models/v3-1b-fp8.json");
   options.gpu = "l40s";
   const nlohmann::json json = json_of(options);
   EXPECT_EQ(json["splits"].size(), 1U);
@@ -130,7 +132,7 @@ TEST(PlanTest, OneRankHasNoOtherWay) {
 
 TEST(PlanTest, TheCpuHasAPlanAndNoFloors) {
   PlanOptions options;
-  options.model = R1D_TEST_DATA "/golden/v3-ragged-fp8";
+  options.model = test::data("golden/v3-ragged-fp8");
   options.gpu = "cpu";
   options.max_num_batched_tokens = 64;
   const nlohmann::json json = json_of(options);
@@ -142,8 +144,9 @@ TEST(PlanTest, TheCpuHasAPlanAndNoFloors) {
 
 TEST(PlanTest, AConfigurationFileIsPlannedAsItWouldBeServed) {
   const std::string file = testing::TempDir() + "/plan.yaml";
-  std::ofstream(file) << "model:\n  load_format: dummy\n  config_file: " << R1D_TEST_DATA
-                      << "/configs/deepseek-r1.json\nengine:\n  world_size: 8\n  kv_cache_memory: "
+  std::ofstream(file) << "model:\n  load_format: dummy\n  config_file: "
+                      << test::data("configs/deepseek-r1.json")
+                      << "\nengine:\n  world_size: 8\n  kv_cache_memory: "
                          "10Gi\nscheduler:\n  max_num_batched_tokens: 4096\n";
   PlanOptions options;
   options.config_file = file;

@@ -5,12 +5,13 @@
 
 #include <gtest/gtest.h>
 
+#include "tests/support/test_data.h"
+
 namespace r1d::cli::bench {
 namespace {
 
 StepCost cost_of(const std::string& name) {
-  const auto config =
-      checkpoint::ModelConfig::load(std::string(R1D_TEST_DATA) + "/../../configs/models/" + name);
+  const auto config = checkpoint::ModelConfig::load(test::data("../../configs/models/") + name);
   EXPECT_TRUE(config.ok()) << config.status();
   const auto cost = step_cost(*checkpoint::make_dummy_source(*config, 1));
   EXPECT_TRUE(cost.ok()) << cost.status();

@@ -12,20 +12,21 @@
 
 #include "config/schema.h"
 #include "config/yaml_reader.h"
+#include "tests/support/test_data.h"
 
 namespace r1d::config {
 namespace {
 
-constexpr const char* kExample = R1D_TEST_DATA "/../../configs/r1d.yaml";
-constexpr const char* kReference = R1D_TEST_DATA "/../../docs/configuration.md";
+const std::string kExample = test::data("../../configs/r1d.yaml");
+const std::string kReference = test::data("../../docs/configuration.md");
 
-std::string read_file(const char* path) {
+std::string read_file(const std::string& path) {
   std::ifstream in(path);
   EXPECT_TRUE(in.is_open()) << path;
   return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
 }
 
-void expect_generated(const char* path, const std::string& text) {
+void expect_generated(const std::string& path, const std::string& text) {
   if (std::getenv("R1D_UPDATE_DOCS") != nullptr) std::ofstream(path) << text;
   EXPECT_EQ(read_file(path), text)
       << path << " is out of date; regenerate: R1D_UPDATE_DOCS=1 r1d_config_test";

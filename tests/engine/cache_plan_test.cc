@@ -9,6 +9,7 @@
 #include "r1d/engine/engine.h"
 
 #include "engine/host_memory.h"
+#include "tests/support/test_data.h"
 
 namespace r1d::engine {
 namespace {
@@ -16,7 +17,7 @@ namespace {
 constexpr int64_t kGiB = int64_t{1} << 30;
 
 checkpoint::ModelConfig r1_config() {
-  const auto config = checkpoint::ModelConfig::load(R1D_TEST_DATA "/configs/deepseek-r1.json");
+  const auto config = checkpoint::ModelConfig::load(test::data("configs/deepseek-r1.json"));
   EXPECT_TRUE(config.ok()) << message_of(config.status());
   return *config;
 }

@@ -10,6 +10,7 @@
 #include "r1d/base/status.h"
 
 #include "engine/memory_shortage.h"
+#include "tests/support/test_data.h"
 
 namespace r1d::engine {
 namespace {
@@ -19,10 +20,10 @@ using testing::AllOf;
 using testing::HasSubstr;
 using testing::Not;
 
-constexpr int64_t kGiB = int64_t{1} << 30;
+constexpr int64_t kGi = int64_t{1} << 30;
 
 std::unique_ptr<checkpoint::WeightSource> r1() {
-  const auto config = checkpoint::ModelConfig::load(R1D_TEST_DATA "/configs/deepseek-r1.json");
+  const auto config = checkpoint::ModelConfig::load(test::data("configs/deepseek-r1.json"));
   EXPECT_TRUE(config.ok()) << message_of(config.status());
   return checkpoint::make_dummy_source(*config, 0);
 }
@@ -81,7 +82,7 @@ TEST(MemoryPlanTest, WhatIsLeftOfAnH200IsKvCache) {
   // 2 GiB and 2 % stay with the driver, its graphs and nobody.
   EXPECT_EQ(
       (*plan)[MemoryPart::kGraphs] + (*plan)[MemoryPart::kContext] + (*plan)[MemoryPart::kReserve],
-      2 * kGiB + plan->memory_bytes / 50);
+      2 * kGi + plan->memory_bytes / 50);
   EXPECT_EQ(plan->expected(), plan->total() - (*plan)[MemoryPart::kReserve]);
   EXPECT_EQ(plan->counted().total(),
             plan->expected() - (*plan)[MemoryPart::kGraphs] - (*plan)[MemoryPart::kContext]);
@@ -199,12 +200,12 @@ TEST(MemoryPlanTest, TheRanksOfAHostShareWhatItCanSpare) {
   options.world_size = 8;
   options.max_num_batched_tokens = 512;
   const auto fits =
-      plan_memory(*r1(), options, {.name = "cpu", .memory_bytes = 1000 * kGiB, .gpu = {}});
+      plan_memory(*r1(), options, {.name = "cpu", .memory_bytes = 1000 * kGi, .gpu = {}});
   ASSERT_TRUE(fits.ok()) << message_of(fits.status());
-  EXPECT_EQ(fits->memory_bytes, 125 * kGiB);
-  EXPECT_LE(fits->cache.bytes, 125 * kGiB / 4);
+  EXPECT_EQ(fits->memory_bytes, 125 * kGi);
+  EXPECT_LE(fits->cache.bytes, 125 * kGi / 4);
   EXPECT_EQ((*fits)[MemoryPart::kContext] + (*fits)[MemoryPart::kGraphs], 0);
-  EXPECT_THAT(refusal(options, {.name = "cpu", .memory_bytes = 600 * kGiB, .gpu = {}}),
+  EXPECT_THAT(refusal(options, {.name = "cpu", .memory_bytes = 600 * kGi, .gpu = {}}),
               AllOf(HasSubstr("its share of what the host can spare is 80.53 GB"),
                     HasSubstr("a host with "),
                     Not(HasSubstr("a GPU like"))));
@@ -213,9 +214,9 @@ TEST(MemoryPlanTest, TheRanksOfAHostShareWhatItCanSpare) {
 TEST(MemoryPlanTest, AGpuThatSomebodyElseUsesIsRefused) {
   const auto plan = plan_memory(*r1(), gpu_options(8), gpu("h200"));
   ASSERT_TRUE(plan.ok());
-  ops::DeviceBytes device{.total = plan->memory_bytes, .free_at_start = plan->memory_bytes - kGiB};
+  ops::DeviceBytes device{.total = plan->memory_bytes, .free_at_start = plan->memory_bytes - kGi};
   EXPECT_TRUE(check_free_memory(*plan, device, 3).ok());
-  device.free_at_start = 60 * kGiB;
+  device.free_at_start = 60 * kGi;
   EXPECT_THAT(
       message_of(check_free_memory(*plan, device, 3)),
       AllOf(HasSubstr("GPU 3: 64.42 GB of 150.00 GB are free"), HasSubstr("experts 81.76 GB")));
@@ -226,7 +227,7 @@ TEST(MemoryPlanTest, AGpuThatSomebodyElseUsesIsRefused) {
 class RealUseTest : public testing::TestWithParam<int32_t> {};
 
 TEST_P(RealUseTest, IsThePlan) {
-  auto config = checkpoint::ModelConfig::load(R1D_TEST_DATA "/../../configs/models/v3-1b-fp8.json");
+  auto config = checkpoint::ModelConfig::load(test::data("../../configs/models/v3-1b-fp8.json"));
   ASSERT_TRUE(config.ok()) << message_of(config.status());
   config->num_hidden_layers = 5;
   config->vocab_size = 4096;

@@ -15,6 +15,8 @@
 #include "r1d/base/status.h"
 #include "r1d/engine/engine.h"
 
+#include "tests/support/test_data.h"
+
 namespace r1d::engine {
 namespace {
 
@@ -26,7 +28,7 @@ constexpr int32_t kNumTokens = 24;
 absl::StatusOr<std::unique_ptr<Engine>> make_engine(int32_t world_size) {
   R1D_ASSIGN_OR_RETURN(
       const auto config,
-      checkpoint::ModelConfig::load(R1D_TEST_DATA "/golden/v3-generic-bf16/config.json"));
+      checkpoint::ModelConfig::load(test::data("golden/v3-generic-bf16/config.json")));
   // The source is gone when create() returns: whoever wants weights later gets none.
   const auto source = checkpoint::make_dummy_source(config, /*seed=*/11);
   const EngineOptions options{.world_size = world_size,

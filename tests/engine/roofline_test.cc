@@ -7,6 +7,8 @@
 
 #include "r1d/base/status.h"
 
+#include "tests/support/test_data.h"
+
 namespace r1d::engine {
 namespace {
 
@@ -14,7 +16,7 @@ using checkpoint::ExpertSplit;
 
 struct R1 {
   explicit R1(int32_t world_size, ExpertSplit split = ExpertSplit::kTensor)
-      : config(*checkpoint::ModelConfig::load(R1D_TEST_DATA "/configs/deepseek-r1.json")),
+      : config(*checkpoint::ModelConfig::load(test::data("configs/deepseek-r1.json"))),
         shard(*checkpoint::make_rank_shard(config, 0, world_size, split)) {}
   [[nodiscard]] RooflineModel model() const {
     return {

@@ -8,6 +8,7 @@
 #include "r1d/base/check.h"
 #include "r1d/v1/inference.pb.h"
 
+#include "tests/support/test_data.h"
 #include "transport/grpc/convert.h"
 
 namespace {
@@ -17,8 +18,8 @@ using namespace r1d;  // NOLINT(google-build-using-namespace): a program of one 
 std::shared_ptr<const admission::TextModel> small_model() {
   auto text =
       admission::TextModel::load({.model_dir = "",
-                                  .tokenizer = R1D_TEST_DATA "/tokenizers/deepseek",
-                                  .chat_template = R1D_TEST_DATA "/templates/deepseek-r1.jinja",
+                                  .tokenizer = test::data("tokenizers/deepseek"),
+                                  .chat_template = test::data("templates/deepseek-r1.jinja"),
                                   .match_control_tokens = false});
   R1D_CHECK(text.ok());
   return *std::move(text);

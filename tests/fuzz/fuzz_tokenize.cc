@@ -12,6 +12,8 @@
 #include "r1d/tokenizer/stream_decoder.h"
 #include "r1d/tokenizer/tokenizer.h"
 
+#include "tests/support/test_data.h"
+
 namespace {
 
 using namespace r1d::tokenizer;  // NOLINT(google-build-using-namespace): a program of one file
@@ -39,8 +41,8 @@ void check(const Tokenizer& tokenizer, std::string_view text, AddedTokens added)
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  static const auto deepseek = load(R1D_TEST_DATA "/tokenizers/deepseek");
-  static const auto llama3 = load(R1D_TEST_DATA "/tokenizers/llama3");
+  static const auto deepseek = load(test::data("tokenizers/deepseek"));
+  static const auto llama3 = load(test::data("tokenizers/llama3"));
   const std::string_view text(reinterpret_cast<const char*>(data), size);
   for (const AddedTokens added : {AddedTokens::kMatch, AddedTokens::kPlain}) {
     check(*deepseek, text, added);

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstdlib>
 #include <memory>
 #include <numeric>
 #include <string>
@@ -21,6 +20,8 @@
 #include "r1d/ops/cpu_ops.h"
 #include "r1d/ops/cuda_ops.h"
 
+#include "tests/support/test_data.h"
+
 namespace r1d::model {
 namespace {
 
@@ -34,22 +35,16 @@ bool has_gpu() {
   return gpus.ok() && !gpus->empty();
 }
 
-// tests/data, or where a bundle of GPU tests says that its copy is.
-std::string data_path(const std::string& file) {
-  const char* moved = std::getenv("R1D_TEST_DATA_DIR");
-  return std::string(moved != nullptr ? moved : R1D_TEST_DATA) + "/" + file;
-}
-
 // R1's head sizes and formats at a small width: the kernels made for sm_90a serve it.
 checkpoint::ModelConfig tiled_config() {
-  auto config = checkpoint::ModelConfig::load(data_path("golden/v3-r1heads-fp8/config.json"));
+  auto config = checkpoint::ModelConfig::load(test::data("golden/v3-r1heads-fp8/config.json"));
   EXPECT_TRUE(config.ok()) << message_of(config.status());
   return *config;
 }
 
 // A full-width slice of R1: one dense and one MoE layer of a rank of eight, with 32 experts.
 checkpoint::ModelConfig wide_config() {
-  auto config = checkpoint::ModelConfig::load(data_path("../../configs/models/deepseek-r1.json"));
+  auto config = checkpoint::ModelConfig::load(test::data("../../configs/models/deepseek-r1.json"));
   EXPECT_TRUE(config.ok()) << message_of(config.status());
   config->num_hidden_layers = 2;
   config->first_k_dense_replace = 1;
@@ -59,7 +54,7 @@ checkpoint::ModelConfig wide_config() {
 }
 
 checkpoint::ModelConfig named_config(const std::string& name) {
-  auto config = checkpoint::ModelConfig::load(data_path("golden/" + name + "/config.json"));
+  auto config = checkpoint::ModelConfig::load(test::data("golden/" + name + "/config.json"));
   EXPECT_TRUE(config.ok()) << message_of(config.status());
   return *config;
 }
@@ -304,8 +299,8 @@ constexpr double kBf16 = 2.5e-2;
 // one.
 constexpr double kFp8 = 9e-2;
 constexpr double kFp8Attention = 2e-1;
-// An e4m3 cache whose values came out 2^-9 apart before they were rounded: of a step of 2^-4 that is
-// one value in thirty on the other side, so 2^-4 / sqrt(30) in the mean square, of scores and of
+// An e4m3 cache whose values came out 2^-9 apart before they were rounded: of a step of 2^-4 that
+// is one value in thirty on the other side, so 2^-4 / sqrt(30) in the mean square, of scores and of
 // values.
 constexpr double kBf16WithFp8Cache = 4e-2;
 

@@ -28,6 +28,8 @@
 #include "r1d/model/deepseek_v3.h"
 #include "r1d/ops/cuda_ops.h"
 
+#include "tests/support/test_data.h"
+
 namespace r1d::model {
 namespace {
 
@@ -44,9 +46,7 @@ size_t gpu_count() {
 }
 
 std::unique_ptr<checkpoint::WeightSource> open_golden(const std::string& name) {
-  const char* moved = std::getenv("R1D_TEST_DATA_DIR");
-  auto source = checkpoint::open_hugging_face(
-      std::string(moved != nullptr ? moved : R1D_TEST_DATA) + "/golden/" + name);
+  auto source = checkpoint::open_hugging_face(test::data("golden/" + name));
   EXPECT_TRUE(source.ok()) << message_of(source.status());
   return std::move(source).value();
 }

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // The engine takes the next step before the tokens of one are known, and gives the same tokens.
-#include <cstdlib>
 #include <map>
 #include <memory>
 #include <string>
@@ -15,6 +14,8 @@
 #include "r1d/device/gpu_info.h"
 #include "r1d/engine/engine.h"
 #include "r1d/scheduler/scheduler.h"
+
+#include "tests/support/test_data.h"
 
 namespace r1d::engine {
 namespace {
@@ -38,10 +39,7 @@ class Tokens final : public scheduler::OutputSink {
 class StepsAheadTest : public ::testing::Test {
  protected:
   void make_engine(int32_t world_size) {
-    const char* moved = std::getenv("R1D_TEST_DATA_DIR");
-    source_ = checkpoint::open_hugging_face(std::string(moved != nullptr ? moved : R1D_TEST_DATA) +
-                                            "/golden/v3-ragged-fp8")
-                  .value();
+    source_ = checkpoint::open_hugging_face(test::data("golden/v3-ragged-fp8")).value();
     const LoadFraction no_report = [](double) { return absl::OkStatus(); };
     // Deterministic: who else is in a step must not matter, and that differs.
     auto engine = Engine::create(*source_,

@@ -12,6 +12,8 @@
 #include "r1d/base/status.h"
 #include "r1d/jinja/template.h"
 
+#include "tests/support/test_data.h"
+
 namespace r1d::jinja::test {
 
 // 2025-01-20 12:00 UTC: the same day in nearly every time zone.
@@ -36,7 +38,7 @@ inline std::string render(std::string_view source,
 }
 
 inline std::string fixture(const std::string& name) {
-  std::ifstream file(std::string(R1D_TEST_DATA "/templates/") + name);
+  std::ifstream file(r1d::test::data("templates/") + name);
   std::stringstream text;
   text << file.rdbuf();
   return text.str();

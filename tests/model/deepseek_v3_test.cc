@@ -14,14 +14,15 @@
 #include "r1d/checkpoint/weight_source.h"
 #include "r1d/ops/cpu_ops.h"
 
+#include "tests/support/test_data.h"
+
 namespace r1d::model {
 namespace {
 
 constexpr uint64_t kSeed = 11;
 
 checkpoint::ModelConfig small_config() {
-  const auto config =
-      checkpoint::ModelConfig::load(R1D_TEST_DATA "/golden/v3-ragged-fp8/config.json");
+  const auto config = checkpoint::ModelConfig::load(test::data("golden/v3-ragged-fp8/config.json"));
   EXPECT_TRUE(config.ok()) << message_of(config.status());
   return *config;
 }

@@ -14,6 +14,8 @@
 #include "r1d/model/deepseek_v3.h"
 #include "r1d/ops/cpu_ops.h"
 
+#include "tests/support/test_data.h"
+
 namespace r1d::model {
 namespace {
 
@@ -175,8 +177,7 @@ std::vector<std::string> load_on(const checkpoint::WeightSource& source,
 
 TEST(StagedLoadTest, UploadsGiveTheWeightsThatReadingInPlaceGives) {
   for (const char* golden : {"v3-ragged-fp8", "v3-noqlora-bf16"}) {
-    const auto source =
-        checkpoint::open_hugging_face(std::string(R1D_TEST_DATA "/golden/") + golden);
+    const auto source = checkpoint::open_hugging_face(test::data("golden/") + golden);
     ASSERT_TRUE(source.ok()) << message_of(source.status());
     for (const int32_t world : {1, 2, 4}) {
       for (const auto split :
@@ -192,7 +193,7 @@ TEST(StagedLoadTest, UploadsGiveTheWeightsThatReadingInPlaceGives) {
 
 // In place, against slices that the source reads one by one.
 TEST(StagedLoadTest, WeightsAreTheSlicesOfTheSource) {
-  const auto source = checkpoint::open_hugging_face(R1D_TEST_DATA "/golden/v3-ragged-fp8");
+  const auto source = checkpoint::open_hugging_face(test::data("golden/v3-ragged-fp8"));
   ASSERT_TRUE(source.ok()) << message_of(source.status());
   const auto ranks = load_on(**source, 2, checkpoint::ExpertSplit::kTensor, false);
   for (int32_t rank = 0; rank < 2; ++rank) {

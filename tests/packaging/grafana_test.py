@@ -90,6 +90,8 @@ def test_what_operators_ask_for_is_there():
         "r1d_tokens_total", "r1d_requests_running", "r1d_requests_waiting", "r1d_kv_blocks", "r1d_prompt_tokens_bucket",
         "r1d_output_tokens_bucket", "r1d_finished_total", "r1d_queue_wait_seconds_bucket", "r1d_step_seconds_bucket",
         "r1d_load_progress_ratio", "r1d_ready", "r1d_rpc_total", "process_resident_memory_bytes",
+        "r1d_engine_recoveries_total", "r1d_stalls_total", "r1d_live", "r1d_requests_refused_total",
+        "r1d_connections_refused_total", "r1d_memory_planned_bytes", "r1d_memory_used_bytes", "r1d_memory_measured_bytes",
     ):
         assert wanted in named
 

@@ -7,6 +7,8 @@
 #include <fstream>
 #include <functional>
 #include <map>
+#include <memory>
+#include <set>
 #include <span>
 #include <string>
 #include <unistd.h>
@@ -150,6 +152,23 @@ struct TestCheckpoint {
     for (const auto& [name, content] : files) dir.write(name, content);
   }
 };
+
+// Writes it to a folder that does not outlive the call, and opens it: mapped files stay readable.
+inline absl::StatusOr<std::unique_ptr<checkpoint::WeightSource>> open(
+    const TestCheckpoint& checkpoint) {
+  const TempDir dir;
+  checkpoint.write(dir);
+  return checkpoint::open_hugging_face(dir.path());
+}
+
+// Names of what is in a folder.
+inline std::set<std::string> files_in(const std::string& dir) {
+  std::set<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(dir)) {
+    names.insert(entry.path().filename());
+  }
+  return names;
+}
 
 inline TensorData read_whole(const checkpoint::WeightSource& source,
                              const std::string& name,

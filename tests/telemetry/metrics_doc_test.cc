@@ -14,12 +14,13 @@
 
 #include "r1d/telemetry/metrics.h"
 
+#include "tests/support/test_data.h"
 #include "tests/telemetry/exposition.h"
 
 namespace r1d::telemetry {
 namespace {
 
-constexpr const char* kDocument = R1D_TEST_DATA "/../../docs/metrics.md";
+const std::string kDocument = test::data("../../docs/metrics.md");
 constexpr const char* kBegin = "<!-- begin of the generated table -->\n";
 constexpr const char* kEnd = "<!-- end of the generated table -->\n";
 

@@ -22,13 +22,13 @@ using prometheus::MetricType;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-const ModelLabels kModel{.name = "deepseek-r1",
-                         .quantization = "fp8_e4m3",
-                         .devices = {"cpu"},
-                         .block_size = 64,
-                         .num_blocks = 1000,
-                         .cache_dtype = "bf16",
-                         .prefix_cache = true};
+const ModelLabels kLabels{.name = "deepseek-r1",
+                          .quantization = "fp8_e4m3",
+                          .devices = {"cpu"},
+                          .block_size = 64,
+                          .num_blocks = 1000,
+                          .cache_dtype = "bf16",
+                          .prefix_cache = true};
 
 MetricFamily family(MetricType type, std::vector<ClientMetric> metrics) {
   return {.name = "r1d_x", .help = "What \\ it is.", .type = type, .metric = std::move(metrics)};
@@ -103,7 +103,7 @@ TEST(TextFormatTest, WritesEverySeriesOfTheDaemonAsPrometheusCppDoes) {
   Registry registry(clock);
   EngineMetrics engine(registry);
   TransportMetrics transport(registry);
-  registry.add_dialects(kModel);
+  registry.add_dialects(kLabels);
   for (int i = 0; i < 100; ++i) {
     engine.step(i, 3 * i, i, 0.0078125 * i);
     transport.request("Generate", "OK", 0.125 * i);
@@ -129,7 +129,7 @@ TEST(TextFormatTest, AWholeScrapeTakesLittleProcessorTime) {
   Registry registry;
   const EngineMetrics engine(registry);
   const TransportMetrics transport(registry);
-  registry.add_dialects(kModel);
+  registry.add_dialects(kLabels);
   const std::vector<MetricFamily> families = registry.impl().collect();
   const double whole = cpu_ms([&] { EXPECT_GT(registry.render().size(), 50'000U); });
   const double ours = cpu_ms([&] { EXPECT_FALSE(text_format(families).empty()); });

@@ -16,18 +16,20 @@
 #include "r1d/base/status.h"
 #include "r1d/tokenizer/tokenizer.h"
 
+#include "tests/support/test_data.h"
+
 namespace r1d::tokenizer::testing {
 
 using Ids = std::vector<TokenId>;
 using nlohmann::json;
 
 inline std::string tiny(const std::string& name) {
-  return std::string(R1D_TEST_DATA) + "/tokenizers/" + name;
+  return test::data("tokenizers/") + name;
 }
 
 inline std::string deepseek_data() {
   const char* const given = std::getenv("R1D_DEEPSEEK_DATA");
-  return given != nullptr ? given : R1D_DEEPSEEK_DATA;
+  return given != nullptr ? given : test::data("../../../shared/data/deepseek-r1");
 }
 
 inline std::unique_ptr<const Tokenizer> load(const std::string& path) {

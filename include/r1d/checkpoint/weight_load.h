@@ -21,6 +21,9 @@
 
 namespace r1d::checkpoint {
 
+// Pieces up to this size are compared by the threads that read them.
+inline constexpr int64_t kMostCheckedPieceBytes = 4 << 20;
+
 struct LoadOptions {
   bool direct = false;      // past the page cache (O_DIRECT), where the file system can
   int32_t num_threads = 0;  // that read; 0: a core each, 4 to 32
@@ -48,7 +51,7 @@ struct WeightTarget {
   std::string name;   // of the tensor, for errors
   TensorBytes bytes;  // where it stands
   DType dtype = DType::kF32;
-  TensorSlice slice;          // not empty, within bytes.held
+  TensorSlice slice;          // not empty, within bytes.held; the whole of it where it is checked
   std::byte* dest = nullptr;  // the slice's bytes, dense
   bool staged = false;        // `dest` is memory that the host cannot write
 };
@@ -70,8 +73,8 @@ class StagedCopy {
 using BytesArrived = std::function<absl::Status(int64_t bytes)>;
 
 // One load. Each of `num_ranks` threads calls read() once; reading begins when all have. A read
-// that fails for good, one that finds too few bytes, or a file that changes meanwhile ends it for
-// all ranks (kDataLoss with file, tensor and byte).
+// that fails for good, one that finds too few bytes or others than were written, or a file that
+// changes meanwhile ends it for all ranks (kDataLoss with file, tensor and byte).
 // Memory: 4 MiB a reading thread, and for ranks that need it staging memory: 8 MiB a reading thread
 // divided among them, at least 16 MiB a rank.
 // Threads: thread-safe. Reading threads start in the constructor, on no particular cores, and end

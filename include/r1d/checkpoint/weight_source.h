@@ -27,12 +27,20 @@ struct StoredTensor {
   int64_t cols = 1;
 };
 
+// How a tensor's bytes are compared with those that were written, piece by piece.
+struct PieceCheck {
+  int64_t piece_bytes = 0;  // the last piece may be short; 0: nothing is compared
+  // kDataLoss, with the place, where `bytes` are not those of the piece. Thread-safe.
+  std::function<absl::Status(int64_t piece, std::span<const std::byte> bytes)> compare;
+};
+
 // Where a part of a tensor lies in a file: row-major and dense from byte `begin` on.
 struct TensorBytes {
   const File* file = nullptr;  // the source's
   std::string file_name;       // for errors
   int64_t begin = 0;           // from the start of the file
   TensorSlice held;            // the rows and columns that stand there
+  PieceCheck check;            // of all that stands there
 };
 
 // How a dummy tensor's values come about: element (row, col) is center + amplitude * u with u

@@ -15,8 +15,6 @@
 namespace r1d::cli::bench {
 namespace {
 
-constexpr int32_t kMostTokens = 1 << 20;
-
 absl::Status bad(std::string_view text) {
   return invalid_argument(
       "\"{}\": expected a number of tokens, uniform:LOW:HIGH or lognormal:MEDIAN:SIGMA[:MAX] (1 to "

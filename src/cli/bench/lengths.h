@@ -9,6 +9,9 @@
 
 namespace r1d::cli::bench {
 
+// Of a request, in or out.
+inline constexpr int32_t kMostTokens = 1 << 20;
+
 // How many tokens each request has: a number, or a draw that depends on (seed, counter) alone.
 class Lengths {
  public:

@@ -40,7 +40,7 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-double median(std::vector<double> values) {
+double upper_median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   return values[values.size() / 2];
 }
@@ -293,7 +293,7 @@ class RankShardBench {
       for (const Rank& rank : ranks_) slowest = std::max(slowest, rank.step_micros);
       micros.push_back(slowest);
     }
-    return median(std::move(micros));
+    return upper_median(std::move(micros));
   }
 
   absl::Status decode(int32_t batch, int32_t context) {

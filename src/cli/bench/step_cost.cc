@@ -13,7 +13,7 @@ namespace {
 
 // One reading takes a few milliseconds: long beside waking the threads, short beside a neighbour's
 // turn on the machine.
-constexpr size_t kReadBytes = size_t{64} << 20;
+constexpr size_t kSampleBytes = size_t{64} << 20;
 // Stays in a core's first cache.
 constexpr size_t kPieceBytes = 16384;
 
@@ -38,7 +38,7 @@ absl::StatusOr<StepCost> step_cost(const checkpoint::WeightSource& weights) {
 
 absl::StatusOr<std::unique_ptr<PlainRead>> PlainRead::create(int32_t num_threads,
                                                              size_t total_bytes) {
-  const size_t size = std::max<size_t>(total_bytes / kReadBytes, 1) * kReadBytes;
+  const size_t size = std::max<size_t>(total_bytes / kSampleBytes, 1) * kSampleBytes;
   void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (data == MAP_FAILED) {
     return resource_exhausted("cannot take {} bytes to read plainly from", size);
@@ -59,7 +59,7 @@ PlainRead::~PlainRead() {
 
 double PlainRead::bytes_per_second() {
   const auto num_tasks = static_cast<int64_t>(pool_.num_threads());
-  const size_t part = kReadBytes / static_cast<size_t>(num_tasks) / kPieceBytes * kPieceBytes;
+  const size_t part = kSampleBytes / static_cast<size_t>(num_tasks) / kPieceBytes * kPieceBytes;
   const TimePoint start = clock_.now();
   pool_.parallel_for(num_tasks, [&](int64_t task, int32_t /*thread*/) {
     alignas(64) std::byte buffer[kPieceBytes];
@@ -69,7 +69,7 @@ double PlainRead::bytes_per_second() {
       asm volatile("" : : "r"(buffer) : "memory");  // the copy is wanted
     }
   });
-  next_ = (next_ + kReadBytes) % size_;
+  next_ = (next_ + kSampleBytes) % size_;
   return static_cast<double>(part * static_cast<size_t>(num_tasks)) /
          seconds_between(start, clock_.now());
 }

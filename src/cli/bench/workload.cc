@@ -16,7 +16,6 @@ namespace r1d::cli::bench {
 namespace {
 
 constexpr int64_t kMostFileBytes = int64_t{256} << 20;
-constexpr int32_t kMostTokens = 1 << 20;
 constexpr JsonLimits kLineLimits{
     .max_bytes = 16 << 20, .max_depth = 32, .max_key_bytes = 4096, .max_values = 2 << 20};
 

@@ -19,8 +19,8 @@ namespace {
 constexpr size_t kBufferBytes = 2 * kMaxHeadBytes;
 
 // How much of a refused client's remaining bytes is read away, and for how long.
-constexpr size_t kLingerBytes = 256 << 10;
-constexpr std::chrono::seconds kLingerTime{1};
+constexpr size_t kDiscardBytes = 256 << 10;
+constexpr std::chrono::seconds kDiscardTime{1};
 
 }  // namespace
 
@@ -101,8 +101,8 @@ void Connection::on_written(const error_code& error) {
 void Connection::linger() {
   error_code ignored;
   stream_.socket().shutdown(boost::asio::ip::tcp::socket::shutdown_send, ignored);
-  stream_.expires_after(kLingerTime);
-  discard(kLingerBytes);
+  stream_.expires_after(kDiscardTime);
+  discard(kDiscardBytes);
 }
 
 void Connection::discard(size_t num_bytes_left) {
