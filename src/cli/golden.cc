@@ -119,10 +119,10 @@ class GoldenRun {
 // The reference is f32 throughout. bf16 activations, dots or cache: 2e-2, about the rounding of a
 // few dozen bf16 stages that add up as random errors do. FP8 weights on a GPU bring e4m3
 // activations with them: a value's rounding error is up to 2^-4 of it, 2.6e-2 in the mean square,
-// on every Linear's input; what the residual stream keeps of that is about twice one stage's. An FP8
-// cache brings as much to every latent, which softmax and, where weights are random, routers at the
-// edge of another choice make more of: measured 3e-2 to 1.2e-1 and once 2.9e-1 over the recorded
-// random models, 6e-3 to 1.6e-2 on a trained one.
+// on every Linear's input; what the residual stream keeps of that is about twice one stage's. An
+// FP8 cache brings as much to every latent, which softmax and, where weights are random, routers at
+// the edge of another choice make more of: measured 3e-2 to 1.2e-1 and once 2.9e-1 over the
+// recorded random models, 6e-3 to 1.6e-2 on a trained one.
 double tolerance_of(const GoldenOptions& options, const engine::EngineOptions& engine, bool fp8) {
   if (options.tolerance > 0) return options.tolerance;
   if (engine.kv_cache_dtype == DType::kF8E4M3) return 3.5e-1;

@@ -18,7 +18,7 @@ namespace {
 
 using namespace r1d::tokenizer;  // NOLINT(google-build-using-namespace): a program of one file
 
-std::unique_ptr<const Tokenizer> load(const char* path) {
+std::unique_ptr<const Tokenizer> load(const std::string& path) {
   auto tokenizer = Tokenizer::load(path);
   R1D_CHECK(tokenizer.ok());
   return *std::move(tokenizer);
@@ -41,8 +41,8 @@ void check(const Tokenizer& tokenizer, std::string_view text, AddedTokens added)
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  static const auto deepseek = load(test::data("tokenizers/deepseek"));
-  static const auto llama3 = load(test::data("tokenizers/llama3"));
+  static const auto deepseek = load(r1d::test::data("tokenizers/deepseek"));
+  static const auto llama3 = load(r1d::test::data("tokenizers/llama3"));
   const std::string_view text(reinterpret_cast<const char*>(data), size);
   for (const AddedTokens added : {AddedTokens::kMatch, AddedTokens::kPlain}) {
     check(*deepseek, text, added);

@@ -300,9 +300,11 @@ constexpr double kBf16 = 2.5e-2;
 constexpr double kFp8 = 9e-2;
 constexpr double kFp8Attention = 2e-1;
 // An e4m3 cache whose values came out 2^-9 apart before they were rounded: of a step of 2^-4 that
-// is one value in thirty on the other side, so 2^-4 / sqrt(30) in the mean square, of scores and of
-// values.
-constexpr double kBf16WithFp8Cache = 4e-2;
+// is one value in thirty on the other side, so 2^-4 / sqrt(30) = 1.1e-2 in the mean square, of
+// scores and of values. A row whose softmax hangs on a few keys sees more of it: the worst of 300
+// was 7.4e-2 on an H200, single rows 1.3e-2 to 2.2e-2. Whether codes are right to the bit is for
+// the kernels' tests.
+constexpr double kBf16WithFp8Cache = 1e-1;
 
 TEST(CudaBlocksTest, AgreeWithTheCpuOnBf16WeightsOfAnySize) {
   expect_blocks_agree(named_config("v3-generic-bf16"), 1, kBf16, kBf16);

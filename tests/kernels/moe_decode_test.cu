@@ -399,19 +399,24 @@ TEST(MoeDecodeTest, R1UnshardedMatchesTheReference) {
   for (const int count : {1, 4, 8, 20}) check(layer, Tokens(z, count, 60 + count), 1);
 }
 
-// Within a form: to 8 tokens, and above.
+// Within a form: a token alone, to 8 tokens, and above.
 TEST(MoeDecodeTest, ATokensBitsDoNotDependOnTheOthers) {
   R1D_NEEDS_GPU(90);
   const Layer layer(kR1Shard);
-  const auto same = [&](const std::vector<float>& all, int at, const std::vector<float>& other) {
-    return std::equal(all.begin() + at * kR1Shard.hidden,
-                      all.begin() + (at + 1) * kR1Shard.hidden,
-                      other.begin());
-  };
+  const auto same =
+      [&](const std::vector<float>& all, int at, const std::vector<float>& other, int there = 0) {
+        return std::equal(all.begin() + at * kR1Shard.hidden,
+                          all.begin() + (at + 1) * kR1Shard.hidden,
+                          other.begin() + there * kR1Shard.hidden);
+      };
   const Tokens few(kR1Shard, 8, 6);
   const std::vector<float> of_few = run(layer, few);
   for (int t = 0; t < few.count; ++t) {
-    EXPECT_TRUE(same(of_few, t, run(layer, few.part(t, 1)))) << "token " << t;
+    EXPECT_TRUE(same(of_few,
+                     t,
+                     run(layer, few.part(std::min(t, few.count - 2), 2)),
+                     t - std::min(t, few.count - 2)))
+        << "token " << t;
   }
   const Tokens many(kR1Shard, 100, 5);
   const std::vector<float> of_many = run(layer, many);
