@@ -177,13 +177,14 @@ int64_t moe_decode_bytes(const Sizes& s, int64_t tokens) {
 // moe_decode.cc and moe_prefill.cc.
 void add_tiled_experts(const Sizes& s, int64_t chunk, Pieces& arena) {
   constexpr int64_t kRouterColumns = 224;  // kernels/router/router.cu: kChunk
+  constexpr int64_t kRouterSlots = 32;     // kernels/router/choice.cuh: kMaxTopK
   constexpr int64_t kBlockBytes = 16;      // ExpertBlock
   constexpr int64_t kTileRows = 64;        // kMoeTileRows
   const int64_t experts = s.dims.router.num_experts;
   const int64_t top_k = s.dims.router.top_k;
   const int64_t tokens = std::min<int64_t>(s.tokens, kMaxGraphTokens);
   const int64_t columns = (s.dims.hidden_size + kRouterColumns - 1) / kRouterColumns;
-  arena.take(16 + columns * tokens * experts * kF32, 1);
+  arena.take(tokens * (kRouterSlots + columns * round_up(experts, 4)) * kF32, 1);
   arena.take(moe_decode_bytes(s, tokens), 1);
   arena.take(1, kI32);
   arena.take(kBlockBytes * (experts + tokens * top_k), 1);
