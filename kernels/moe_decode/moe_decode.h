@@ -58,7 +58,7 @@ struct MoeDecodeSizes {
 size_t moe_decode_workspace(const MoeDecodeSizes& sizes);
 
 // Two launches (gate_up, down) for 1 .. kMoeDecodeTokens tokens. A token's result bits do not
-// depend on the other tokens, and on their number only by whether it is above 8.
+// depend on the other tokens, and on their number only by whether it is 1, up to 8, or more.
 //   x        QuantizedRows [T, D]
 //   weights  [T, k] f32 and
 //   lists    as route_decode() or list_experts() made them for the same T and k
