@@ -150,7 +150,6 @@ int64_t Scheduler::Impl::cancel_all(FinishReason reason,
                                     const absl::Status& status,
                                     TimePoint now) {
   batch_.clear();
-  in_flight_.clear();
   int64_t num_ended = 0;
   for (; !requests_.empty(); ++num_ended) {
     end_request(requests_.begin()->second, reason, status, now);

@@ -135,6 +135,8 @@ void StepLoop::Impl::run() {
   const absl::Status thrown = base::without_exceptions([this] {
     while (!stopping() && step()) {
     }
+    // What is on its way ends before what it uses goes; nobody wants its tokens.
+    for (; !started_.empty(); started_.pop_front()) static_cast<void>(executor_.finish());
     end_all(FinishReason::kCancelled, unavailable("the server is shutting down"));
     return absl::OkStatus();
   });

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Steps that are planned and started behind one in flight.
+#include <deque>
 #include <future>
 #include <map>
+#include <utility>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -165,6 +167,23 @@ TEST_F(StepsAheadTest, WhatAStepGivesToOneThatHasEndedIsDropped) {
   EXPECT_EQ(sink->stream().tokens.size(), 3U);
 }
 
+TEST_F(StepsAheadTest, StepsInFlightOutliveTheRequestsTheyServed) {
+  const auto sink = add(1, 3, 9);
+  prefill();
+  ASSERT_EQ(plan(), Kind::kRun);
+  ASSERT_EQ(plan(), Kind::kRun);
+  EXPECT_EQ(scheduler_->cancel_all(FinishReason::kCancelled, cancelled("drained"), clock_.now()),
+            1);
+  scheduler_->check_invariants();
+  EXPECT_TRUE(scheduler_->idle());
+  EXPECT_EQ(scheduler_->num_in_flight(), 2);
+  commit();
+  commit();
+  EXPECT_EQ(sink->stream().tokens.size(), 1U);
+  add(2, 3, 2);
+  EXPECT_EQ(plan(), Kind::kRun);
+}
+
 TEST_F(StepsAheadTest, AFailureVoidsBothSteps) {
   const auto sink = add(1, 3, 9);
   prefill();
@@ -182,6 +201,7 @@ class Device final : public engine::Executor {
   int32_t steps_ahead() const override { return 1; }
   absl::Status start(std::span<const engine::SequenceStep> batch) override {
     sizes_.push_back(batch.size());
+    if (sizes_.size() == 2 && std::exchange(most_, 2) < 2) two_on_their_way_.set_value();
     most_ = std::max(most_, sizes_.size());
     return absl::OkStatus();
   }
@@ -204,6 +224,7 @@ class Device final : public engine::Executor {
 
   std::deque<size_t> sizes_;
   size_t most_ = 0;
+  std::promise<void> two_on_their_way_;
   int32_t num_finished_ = 0;
   int32_t fails_at_ = -1;
 };
@@ -248,6 +269,23 @@ TEST_F(StepLoopAheadTest, TheDeviceHasTheNextStepBeforeItIsDoneWithOne) {
   EXPECT_EQ(device_.most_, 2U);
   EXPECT_TRUE(device_.sizes_.empty());
   EXPECT_THAT(registry_.render(), testing::HasSubstr("r1d_step_seconds_count 8"));
+}
+
+TEST_F(StepLoopAheadTest, ADrainThatCutsOffLetsStepsOnTheirWayEnd) {
+  constexpr int32_t kEndless = 1'000'000;
+  StepLoop loop({.max_model_len = kEndless + 8, .block_size = 1 << 16, .num_blocks = 32},
+                device_,
+                metrics_,
+                clock_,
+                [](const absl::Status& fatal) { FAIL() << fatal; });
+  loop.start();
+  const auto sink = std::make_shared<FinishSink>();
+  ASSERT_TRUE(loop.submit(make_request(1, counting_prompt(4), kEndless, sink, clock_.now())).ok());
+  device_.two_on_their_way_.get_future().wait();
+  EXPECT_EQ(loop.drain(Duration::zero()), 1);
+  EXPECT_EQ(sink->wait().reason, FinishReason::kCancelled);
+  loop.stop();
+  EXPECT_TRUE(device_.sizes_.empty());
 }
 
 TEST_F(StepLoopAheadTest, AStepThatFailsTakesTheOneBehindItAlong) {

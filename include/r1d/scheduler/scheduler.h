@@ -76,7 +76,7 @@ class Scheduler {
   // ended.
   int64_t fail_step(const absl::Status& status, TimePoint now);
 
-  // Ends everything, steps in flight included, which are then void (no commit()).
+  // Ends everything. Steps in flight are still to be committed, and give nobody anything.
   // Returns the number of requests ended.
   int64_t cancel_all(FinishReason reason, const absl::Status& status, TimePoint now);
 
