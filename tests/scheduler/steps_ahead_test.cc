@@ -272,15 +272,16 @@ TEST_F(StepLoopAheadTest, TheDeviceHasTheNextStepBeforeItIsDoneWithOne) {
 }
 
 TEST_F(StepLoopAheadTest, ADrainThatCutsOffLetsStepsOnTheirWayEnd) {
-  constexpr int32_t kEndless = 1'000'000;
-  StepLoop loop({.max_model_len = kEndless + 8, .block_size = 1 << 16, .num_blocks = 32},
+  constexpr int32_t kTokensAtMost = 1'000'000;
+  StepLoop loop({.max_model_len = kTokensAtMost + 8, .block_size = 1 << 16, .num_blocks = 32},
                 device_,
                 metrics_,
                 clock_,
                 [](const absl::Status& fatal) { FAIL() << fatal; });
   loop.start();
   const auto sink = std::make_shared<FinishSink>();
-  ASSERT_TRUE(loop.submit(make_request(1, counting_prompt(4), kEndless, sink, clock_.now())).ok());
+  ASSERT_TRUE(
+      loop.submit(make_request(1, counting_prompt(4), kTokensAtMost, sink, clock_.now())).ok());
   device_.two_on_their_way_.get_future().wait();
   EXPECT_EQ(loop.drain(Duration::zero()), 1);
   EXPECT_EQ(sink->wait().reason, FinishReason::kCancelled);
