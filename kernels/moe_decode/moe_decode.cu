@@ -26,7 +26,6 @@
 // over experts stays in shared memory: no atomics, no further pass. It starts while gate_up runs,
 // and fills its ring with weights (and L2 with some more) before it waits for h.
 #include <algorithm>
-#include <type_traits>
 
 #include "kernels/common/ptx.cuh"
 #include "kernels/common/wgmma.cuh"
@@ -51,12 +50,11 @@ constexpr int kPrefetchStages = 8;  // of down, behind its ring, brought to L2 m
 constexpr int kAccPitch = 68;       // floats; 8 tokens' rows start in different banks
 constexpr int kMaxTopK = 32;
 constexpr int kMaxLocal = 512;
-constexpr size_t kMaxSharedBytes = 226 * 1024;
+constexpr int kTokens = kFewTokens;  // of a block; more are many.cu's
 
 // ---- shared memory -----------------------------------------------------------------------------
 
 // Shared memory: the ring of weight tiles, then this, then the table of blocks.
-template <int kTokens>
 struct GateUpShared {
   struct XStage {
     alignas(1024) uint8_t rows[kChunkBlocks * kTokens * kColumns];  // [column block][group] tiles
@@ -76,7 +74,6 @@ struct GateUpShared {
 };
 
 // Shared memory: the ring of these, then the tables.
-template <int kTokens>
 struct DownStage {
   alignas(1024) uint8_t tiles[kStageBytes];
   uint8_t h[2 * kTokens * kColumns];  // [column block][group] tiles
@@ -123,23 +120,6 @@ __device__ __forceinline__ void multiply_stage(
 #pragma unroll
   for (int k = 0; k < 4; ++k) Wgmma<N>::e4m3(d1, a1 + 2 * k, b1 + 2 * k, k > 0);
   wgmma_commit();
-}
-
-// Calls run(std::integral_constant<int, N>) with the width of product that holds `count` <= kTokens
-// tokens.
-template <int kTokens, typename Run>
-__device__ __forceinline__ void for_width(int count, Run&& run) {
-  if constexpr (kTokens == 8) {
-    run(std::integral_constant<int, 8>{});
-  } else if (count <= 8) {
-    run(std::integral_constant<int, 8>{});
-  } else if (count <= 16) {
-    run(std::integral_constant<int, 16>{});
-  } else if (count <= 24) {
-    run(std::integral_constant<int, 24>{});
-  } else {
-    run(std::integral_constant<int, 32>{});
-  }
 }
 
 // Weights that one token block reads leave L2 first.
@@ -216,8 +196,8 @@ __device__ __forceinline__ Unit unit_at(const Problem& p,
 
 // One strip and chunk: acc = sums of (gate, up) of the thread's rows and tokens, written to
 // `partial` [token][32].
-template <int N, int kTokens>
-__device__ __forceinline__ void gate_up_item(const GateUpShared<kTokens>& s,
+template <int N>
+__device__ __forceinline__ void gate_up_item(const GateUpShared& s,
                                              uint64_t* full,
                                              uint64_t* empty,
                                              const uint8_t* tiles,
@@ -276,7 +256,6 @@ __device__ __forceinline__ void gate_up_item(const GateUpShared<kTokens>& s,
 }
 
 // A unit's partial sums are complete: a warp per token adds them in order.
-template <int kTokens>
 __device__ __forceinline__ void finish_unit(const Problem& p,
                                             const Unit& u,
                                             const float2* partial,
@@ -313,13 +292,12 @@ __device__ __forceinline__ void finish_unit(const Problem& p,
 
 #endif  // R1D_SM90
 
-template <int kTokens>
 __global__ void __launch_bounds__(kGateUpThreads)
     moe_gate_up_f8(const __grid_constant__ Problem p) {
 #ifdef R1D_SM90
   extern __shared__ __align__(1024) uint8_t memory[];
   uint8_t* tiles = memory;
-  auto& s = *reinterpret_cast<GateUpShared<kTokens>*>(memory + 2 * p.stages * kStageBytes);
+  auto& s = *reinterpret_cast<GateUpShared*>(memory + 2 * p.stages * kStageBytes);
   auto* blocks = reinterpret_cast<int4*>(&s + 1);
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
@@ -362,7 +340,7 @@ __global__ void __launch_bounds__(kGateUpThreads)
   const int items = shared_items + num_blocks * p.routed_columns * unit_items;
   // To 8 tokens all items cost the same: the shared ones lead the run, and a block has a segment
   // less.
-  const Split split{kTokens == 8 ? 0 : shared_items, items};
+  const Split split{0, items};
   const Run run{split, static_cast<int>(blockIdx.x)};
 
   constexpr int kCopyWarp = kConsumers / 32;
@@ -514,18 +492,16 @@ __global__ void __launch_bounds__(kGateUpThreads)
       if (item % 2 == group) {
         const int count = min(p.hidden_blocks - item / kStrips * kChunkBlocks, kChunkBlocks);
         float2* to = slot + static_cast<int64_t>(item) * kTokens * kStripColumns;
-        for_width<kTokens>(u.count, [&](auto n) {
-          gate_up_item<decltype(n)::value>(s,
-                                           s.full[group],
-                                           s.empty[group],
-                                           tiles,
-                                           p.stages,
-                                           ring,
-                                           x_ring.stage,
-                                           count,
-                                           u.count,
-                                           to);
-        });
+        gate_up_item<kTokens>(s,
+                              s.full[group],
+                              s.empty[group],
+                              tiles,
+                              p.stages,
+                              ring,
+                              x_ring.stage,
+                              count,
+                              u.count,
+                              to);
       }
       if (i + 1 == end || item % kStrips == kStrips - 1) {
         __syncwarp();
@@ -548,7 +524,7 @@ __global__ void __launch_bounds__(kGateUpThreads)
       named_barrier(1, kConsumers);
       complete = s.complete;
     }
-    if (complete) finish_unit<kTokens>(p, u, slot, chunks);
+    if (complete) finish_unit(p, u, slot, chunks);
     named_barrier(1, kConsumers);  // before the place and the flag are used again
   });
 #endif  // R1D_SM90
@@ -573,9 +549,10 @@ __device__ __forceinline__ int down_parts(const Problem& p, int num_blocks) {
 }
 
 // The parts in order: routed token blocks, then shared ones.
-template <int kTokens>
-__device__ __forceinline__ DownPart
-down_part(const Problem& p, const int4* blocks, int num_blocks, int index) {
+__device__ __forceinline__ DownPart down_part(const Problem& p,
+                                              const int4* blocks,
+                                              int num_blocks,
+                                              int index) {
   const int routed_parts = num_blocks * ((p.routed_columns + 1) / 2);
   const bool shared = index >= routed_parts;
   if (shared) index -= routed_parts;
@@ -617,8 +594,8 @@ __device__ __forceinline__ void promote_down(float (&acc)[N / 2],
 
 // One token block: sum [token][64] += its product. tokens: entry index -> token; null for the
 // shared expert.
-template <int N, int kTokens>
-__device__ __forceinline__ void down_block(DownStage<kTokens>* ring_stages,
+template <int N>
+__device__ __forceinline__ void down_block(DownStage* ring_stages,
                                            float (*h_scales)[2 * kTokens],
                                            uint64_t* full,
                                            uint64_t* empty,
@@ -635,7 +612,7 @@ __device__ __forceinline__ void down_block(DownStage<kTokens>* ring_stages,
   float acc[N / 2] = {};
   for (int b = 0; b < columns; b += 2) {
     mbarrier_wait(&full[ring.stage], ring.phase);
-    const DownStage<kTokens>& stage = ring_stages[ring.stage];
+    const DownStage& stage = ring_stages[ring.stage];
     float d0[N / 2];
     float d1[N / 2];
     multiply_stage<N>(d0, d1, smem_address(stage.tiles), smem_address(stage.h), N * kColumns);
@@ -666,15 +643,14 @@ __device__ __forceinline__ void down_block(DownStage<kTokens>* ring_stages,
 
 #endif  // R1D_SM90
 
-template <int kTokens>
 __global__ void __launch_bounds__(kDownThreads) moe_down_f8(const __grid_constant__ Problem p) {
 #ifdef R1D_SM90
   extern __shared__ __align__(1024) uint8_t memory[];
   __shared__ uint64_t full[kMaxStages];
   __shared__ uint64_t empty[kMaxStages];
   __shared__ alignas(16) float h_scales[kMaxStages][2 * kTokens];
-  auto* ring_stages = reinterpret_cast<DownStage<kTokens>*>(memory);
-  uint8_t* tables = memory + p.stages * sizeof(DownStage<kTokens>);
+  auto* ring_stages = reinterpret_cast<DownStage*>(memory);
+  uint8_t* tables = memory + p.stages * sizeof(DownStage);
   const DownTables at =
       down_tables(p.num_tokens, p.top_k, p.max_blocks, p.routed_columns, p.shared_columns);
   auto* sum = reinterpret_cast<float*>(tables);
@@ -705,12 +681,12 @@ __global__ void __launch_bounds__(kDownThreads) moe_down_f8(const __grid_constan
     if (threadIdx.x % 32 != 0) return;
     const uint64_t once = l2_evict_first();
     for (int i = p.stages; i < min(parts, p.stages + kPrefetchStages); ++i) {
-      const DownPart part = down_part<kTokens>(p, blocks, num_blocks, i);
+      const DownPart part = down_part(p, blocks, num_blocks, i);
       bulk_prefetch_l2(part.weight, part.two * kTileBytes);
     }
     Ring ring;
     for (int i = 0; i < parts; ++i) {
-      const DownPart part = down_part<kTokens>(p, blocks, num_blocks, i);
+      const DownPart part = down_part(p, blocks, num_blocks, i);
       mbarrier_wait(&empty[ring.stage], ring.phase ^ 1);
       mbarrier_arrive_expect(&full[ring.stage],
                              part.two * (kTileBytes + part.groups * (kAtomBytes + 32)));
@@ -730,7 +706,7 @@ __global__ void __launch_bounds__(kDownThreads) moe_down_f8(const __grid_constan
     if (threadIdx.x % 32 != 0) return;
     Ring ring;
     for (int i = 0; i < parts; ++i) {
-      const DownPart part = down_part<kTokens>(p, blocks, num_blocks, i);
+      const DownPart part = down_part(p, blocks, num_blocks, i);
       mbarrier_wait(&empty[ring.stage], ring.phase ^ 1);
       bulk_load(ring_stages[ring.stage].h,
                 part.h,
@@ -769,21 +745,18 @@ __global__ void __launch_bounds__(kDownThreads) moe_down_f8(const __grid_constan
     const int count = shared ? min(p.num_tokens - begin, kTokens) : blocks[b].z;
     const float* weight_scale = shared ? shared_scales : scales + b * p.routed_columns;
     const uint16_t* token_of = shared ? nullptr : tokens;
-    const auto run = [&](auto n) {
-      down_block<decltype(n)::value>(ring_stages,
-                                     h_scales,
-                                     full,
-                                     empty,
-                                     p.stages,
-                                     ring,
-                                     columns,
-                                     weight_scale,
-                                     token_of,
-                                     begin,
-                                     count,
-                                     sum);
-    };
-    for_width<kTokens>(count, run);
+    down_block<kTokens>(ring_stages,
+                        h_scales,
+                        full,
+                        empty,
+                        p.stages,
+                        ring,
+                        columns,
+                        weight_scale,
+                        token_of,
+                        begin,
+                        count,
+                        sum);
   }
 
   // ---- store ----
@@ -829,12 +802,11 @@ Workspace plan_workspace(const MoeDecodeSizes& z) {
   return w;
 }
 
-template <int kTokens>
 cudaError_t enqueue_both(Problem p, const Launch& launch) {
   // To 8 tokens both kernels fit on an SM together, so that down loads weights while gate_up runs.
-  constexpr size_t kGateUpLimit = kTokens == 8 ? 116 * 1024 : kMaxSharedBytes;
-  constexpr size_t kDownLimit = kTokens == 8 ? 100 * 1024 : kMaxSharedBytes;
-  const size_t gate_up_fixed = sizeof(GateUpShared<kTokens>) + p.max_blocks * sizeof(int4);
+  constexpr size_t kGateUpLimit = 116 * 1024;
+  constexpr size_t kDownLimit = 100 * 1024;
+  const size_t gate_up_fixed = sizeof(GateUpShared) + p.max_blocks * sizeof(int4);
   const size_t down_fixed =
       down_tables(p.num_tokens, p.top_k, p.max_blocks, p.routed_columns, p.shared_columns).bytes;
   constexpr size_t kDownStatic = kMaxStages * (2 * sizeof(uint64_t) + 2 * kTokens * sizeof(float));
@@ -843,7 +815,7 @@ cudaError_t enqueue_both(Problem p, const Launch& launch) {
                          : static_cast<int>(std::min<size_t>((limit - fixed) / stage, kMaxStages));
   };
   const int gate_up_stages = stages(kGateUpLimit, gate_up_fixed, 2 * kStageBytes);  // of each ring
-  const int down_stages = stages(kDownLimit - kDownStatic, down_fixed, sizeof(DownStage<kTokens>));
+  const int down_stages = stages(kDownLimit - kDownStatic, down_fixed, sizeof(DownStage));
   if (gate_up_stages < 1 || down_stages < 1) return cudaErrorInvalidValue;
 
   p.stages = gate_up_stages;
@@ -851,14 +823,14 @@ cudaError_t enqueue_both(Problem p, const Launch& launch) {
   grid.blocks = dim3(kGateUpBlocks);
   grid.threads = dim3(kGateUpThreads);
   grid.shared_bytes = 2 * gate_up_stages * kStageBytes + gate_up_fixed;
-  const cudaError_t error = enqueue(moe_gate_up_f8<kTokens>, grid, launch, p);
+  const cudaError_t error = enqueue(moe_gate_up_f8, grid, launch, p);
   if (error != cudaSuccess) return error;
 
   p.stages = down_stages;
   grid.blocks = dim3(static_cast<unsigned>(p.x.cols / TiledMatrix::kTileRows));
   grid.threads = dim3(kDownThreads);
-  grid.shared_bytes = down_stages * sizeof(DownStage<kTokens>) + down_fixed;
-  return enqueue(moe_down_f8<kTokens>, grid, launch, p);
+  grid.shared_bytes = down_stages * sizeof(DownStage) + down_fixed;
+  return enqueue(moe_down_f8, grid, launch, p);
 }
 
 }  // namespace
@@ -918,7 +890,7 @@ cudaError_t moe_decode(const QuantizedRows& x,
     return cudaErrorInvalidValue;
   }
   if (few_serves(p)) return enqueue_few(p, launch);
-  return num_tokens > kFewTokens ? enqueue_many(p, launch) : enqueue_both<kFewTokens>(p, launch);
+  return num_tokens > kFewTokens ? enqueue_many(p, launch) : enqueue_both(p, launch);
 }
 
 }  // namespace r1d::kernels
