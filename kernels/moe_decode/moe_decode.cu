@@ -122,50 +122,17 @@ __device__ __forceinline__ void multiply_stage(
   wgmma_commit();
 }
 
-// Weights that one token block reads leave L2 first.
-__device__ __forceinline__ void load_weights(
-    void* to, const void* from, uint32_t bytes, uint64_t* barrier, bool again, uint64_t once) {
-  if (again) {
-    bulk_load(to, from, bytes, barrier);
-  } else {
-    bulk_load_hint(to, from, bytes, barrier, once);
-  }
-}
-
 // ---- gate_up -----------------------------------------------------------------------------------
 
-// How items are dealt out. Shared items (several tokens each, dearer) are spread evenly among the
-// routed ones in a common order: position v holds a shared item where floor((v + 1) shared / items)
-// exceeds floor(v shared / items). Thread block c takes the positions from c items / kGateUpBlocks
-// on.
-struct Split {
-  int shared;
-  int items;
-  __device__ __forceinline__ int position(int block) const { return block * items / kGateUpBlocks; }
-  __device__ __forceinline__ int shared_before(int at) const {
-    return items > 0 ? static_cast<int>(static_cast<uint32_t>(at) * shared / items) : 0;
-  }
-  // The block that has an item; routed items are numbered from `shared` on.
-  __device__ __forceinline__ int owner(int item) const {
-    const int64_t at = item < shared
-                           ? (static_cast<int64_t>(item + 1) * items + shared - 1) / shared - 1
-                           : static_cast<int64_t>(item - shared) * items / (items - shared);
-    return static_cast<int>(((at + 1) * kGateUpBlocks - 1) / items);
-  }
-};
-
-// A thread block's items: first its shared ones, then its routed ones.
+// Items are dealt out in equal contiguous runs, those of the shared expert first.
 struct Run {
-  int shared_lo, shared_hi, lo, hi;
-  __device__ __forceinline__ Run(const Split& split, int block) {
-    const int from = split.position(block);
-    const int to = split.position(block + 1);
-    shared_lo = split.shared_before(from);
-    shared_hi = split.shared_before(to);
-    lo = split.shared + from - shared_lo;
-    hi = split.shared + to - shared_hi;
-  }
+  int lo, hi;
+  __device__ __forceinline__ Run(int items, int block)
+      : lo(block * items / kGateUpBlocks), hi((block + 1) * items / kGateUpBlocks) {}
 };
+__device__ __forceinline__ int block_of(int item, int items) {
+  return ((item + 1) * kGateUpBlocks - 1) / items;
+}
 
 __device__ __forceinline__ Unit unit_at(const Problem& p,
                                         const int4* blocks,
@@ -338,10 +305,7 @@ __global__ void __launch_bounds__(kGateUpThreads)
   const int unit_items = chunks * kStrips;
   const int shared_items = p.shared_blocks * p.shared_columns * unit_items;
   const int items = shared_items + num_blocks * p.routed_columns * unit_items;
-  // To 8 tokens all items cost the same: the shared ones lead the run, and a block has a segment
-  // less.
-  const Split split{0, items};
-  const Run run{split, static_cast<int>(blockIdx.x)};
+  const Run run(items, static_cast<int>(blockIdx.x));
 
   constexpr int kCopyWarp = kConsumers / 32;
   if (warp == kCopyWarp || warp == kCopyWarp + 1) {
@@ -351,35 +315,30 @@ __global__ void __launch_bounds__(kGateUpThreads)
     const uint64_t once = l2_evict_first();
     tiles += group * p.stages * kStageBytes;
     Ring ring;
-    const auto load = [&](int lo, int hi) {
-      for (int i = lo + ((lo ^ group) & 1); i < hi; i += 2) {
-        const int unit = i / unit_items;
-        const int item = i - unit * unit_items;
-        const Unit u = unit_at(p, blocks, unit, kTokens);
-        const int first = item / kStrips * kChunkBlocks;
-        const int count = min(p.hidden_blocks - first, kChunkBlocks);
-        const int64_t tile =
-            static_cast<int64_t>(u.columns * kStrips + item % kStrips) * p.hidden_blocks + first;
-        const uint8_t* from =
-            (u.shared ? p.shared.gate_up.tiles
-                      : p.routed.gate_up_tiles + u.expert * p.routed.gate_up_stride) +
-            tile * kTileBytes;
-        for (int b = 0; b < count; b += 2) {
-          const uint32_t bytes = min(count - b, 2) * kTileBytes;
-          mbarrier_wait(&s.empty[group][ring.stage], ring.phase ^ 1);
-          mbarrier_arrive_expect(&s.full[group][ring.stage], bytes);
-          load_weights(tiles + ring.stage * kStageBytes,
+    for (int i = run.lo + ((run.lo ^ group) & 1); i < run.hi; i += 2) {
+      const int unit = i / unit_items;
+      const int item = i - unit * unit_items;
+      const Unit u = unit_at(p, blocks, unit, kTokens);
+      const int first = item / kStrips * kChunkBlocks;
+      const int count = min(p.hidden_blocks - first, kChunkBlocks);
+      const int64_t tile =
+          static_cast<int64_t>(u.columns * kStrips + item % kStrips) * p.hidden_blocks + first;
+      const uint8_t* from =
+          (u.shared ? p.shared.gate_up.tiles
+                    : p.routed.gate_up_tiles + u.expert * p.routed.gate_up_stride) +
+          tile * kTileBytes;
+      for (int b = 0; b < count; b += 2) {
+        const uint32_t bytes = min(count - b, 2) * kTileBytes;
+        mbarrier_wait(&s.empty[group][ring.stage], ring.phase ^ 1);
+        mbarrier_arrive_expect(&s.full[group][ring.stage], bytes);
+        bulk_load_hint(tiles + ring.stage * kStageBytes,
                        from + b * kTileBytes,
                        bytes,
                        &s.full[group][ring.stage],
-                       u.shared && p.shared_blocks > 1,
                        once);
-          ring.advance(p.stages);
-        }
+        ring.advance(p.stages);
       }
-    };
-    load(run.shared_lo, run.shared_hi);
-    load(run.lo, run.hi);
+    }
     return;
   }
 
@@ -390,93 +349,83 @@ __global__ void __launch_bounds__(kGateUpThreads)
     Unit u{};
     int token = 0;
     const int my_row = lane % kTokens;
-    const auto gather = [&](int lo, int hi) {
-      for (int i = lo; i < hi; i = i / kStrips * kStrips + kStrips) {
-        const int unit = i / unit_items;
-        if (unit != known_unit) {
-          known_unit = unit;
-          u = unit_at(p, blocks, unit, kTokens);
-          token = u.begin + my_row;
-          if (!u.shared) token = my_row < u.count ? __ldcg(p.lists.entries + token) / p.top_k : 0;
-        }
-        const int first = (i - unit * unit_items) / kStrips * kChunkBlocks;
-        const int count = min(p.hidden_blocks - first, kChunkBlocks);
-        const int64_t scale_at = static_cast<int64_t>(u.columns) * p.hidden_blocks + first;
-        const float* gate_scale =
-            (u.shared ? p.shared.gate_up.gate_scale
-                      : p.routed.gate_scale + u.expert * p.routed.gate_up_scale_stride) +
-            scale_at;
-        const float* up_scale =
-            (u.shared ? p.shared.gate_up.up_scale
-                      : p.routed.up_scale + u.expert * p.routed.gate_up_scale_stride) +
-            scale_at;
-        const int groups = (u.count + 7) / 8;
-        const int stage = ring.stage;
-        mbarrier_wait(&s.x_empty[stage], ring.phase ^ 1);
-        for (int row = 0; row < u.count; ++row) {
-          const uint8_t* from = p.x.data + __shfl_sync(~0U, token, row) * p.x.cols +
-                                static_cast<int64_t>(first) * kColumns;
-          uint8_t* to = s.x[stage].rows + row / 8 * kAtomBytes + row % 8 * kColumns;
-          for (int piece = lane; piece < count * 8; piece += 32) {
-            cp_async_16(
-                smem_address(to + piece / 8 * groups * kAtomBytes + ((piece ^ row) % 8) * 16),
-                from + piece * 16);
-          }
-        }
-        cp_async_commit();
-        // All loads before all stores: one trip to memory.
-        constexpr int kPerLane = kChunkBlocks * kTokens / 32;
-        float scale[kPerLane];
-        float gate[kPerLane];
-        float up[kPerLane];
-#pragma unroll
-        for (int j = 0; j < kPerLane; ++j) {
-          const int b = j * (32 / kTokens) + lane / kTokens;
-          if (b >= count || my_row >= u.count) continue;
-          scale[j] = p.x.scale[(first + b) * p.x.scale_stride + token];
-          gate[j] = gate_scale[b];
-          up[j] = up_scale[b];
-        }
-#pragma unroll
-        for (int j = 0; j < kPerLane; ++j) {
-          const int b = j * (32 / kTokens) + lane / kTokens;
-          if (b >= count || my_row >= u.count) continue;
-          s.scales[stage].gate[b][my_row] = scale[j] * gate[j];
-          s.scales[stage].up[b][my_row] = scale[j] * up[j];
-        }
-        cp_async_wait<0>();
-        fence_async_shared();
-        mbarrier_arrive(&s.x_full[stage]);
-        ring.advance(s.kXStages);
+    for (int i = run.lo; i < run.hi; i = i / kStrips * kStrips + kStrips) {
+      const int unit = i / unit_items;
+      if (unit != known_unit) {
+        known_unit = unit;
+        u = unit_at(p, blocks, unit, kTokens);
+        token = u.begin + my_row;
+        if (!u.shared) token = my_row < u.count ? __ldcg(p.lists.entries + token) / p.top_k : 0;
       }
-    };
-    gather(run.shared_lo, run.shared_hi);
-    gather(run.lo, run.hi);
+      const int first = (i - unit * unit_items) / kStrips * kChunkBlocks;
+      const int count = min(p.hidden_blocks - first, kChunkBlocks);
+      const int64_t scale_at = static_cast<int64_t>(u.columns) * p.hidden_blocks + first;
+      const float* gate_scale =
+          (u.shared ? p.shared.gate_up.gate_scale
+                    : p.routed.gate_scale + u.expert * p.routed.gate_up_scale_stride) +
+          scale_at;
+      const float* up_scale =
+          (u.shared ? p.shared.gate_up.up_scale
+                    : p.routed.up_scale + u.expert * p.routed.gate_up_scale_stride) +
+          scale_at;
+      const int groups = (u.count + 7) / 8;
+      const int stage = ring.stage;
+      mbarrier_wait(&s.x_empty[stage], ring.phase ^ 1);
+      for (int row = 0; row < u.count; ++row) {
+        const uint8_t* from = p.x.data + __shfl_sync(~0U, token, row) * p.x.cols +
+                              static_cast<int64_t>(first) * kColumns;
+        uint8_t* to = s.x[stage].rows + row / 8 * kAtomBytes + row % 8 * kColumns;
+        for (int piece = lane; piece < count * 8; piece += 32) {
+          cp_async_16(smem_address(to + piece / 8 * groups * kAtomBytes + ((piece ^ row) % 8) * 16),
+                      from + piece * 16);
+        }
+      }
+      cp_async_commit();
+      // All loads before all stores: one trip to memory.
+      constexpr int kPerLane = kChunkBlocks * kTokens / 32;
+      float scale[kPerLane];
+      float gate[kPerLane];
+      float up[kPerLane];
+#pragma unroll
+      for (int j = 0; j < kPerLane; ++j) {
+        const int b = j * (32 / kTokens) + lane / kTokens;
+        if (b >= count || my_row >= u.count) continue;
+        scale[j] = p.x.scale[(first + b) * p.x.scale_stride + token];
+        gate[j] = gate_scale[b];
+        up[j] = up_scale[b];
+      }
+#pragma unroll
+      for (int j = 0; j < kPerLane; ++j) {
+        const int b = j * (32 / kTokens) + lane / kTokens;
+        if (b >= count || my_row >= u.count) continue;
+        s.scales[stage].gate[b][my_row] = scale[j] * gate[j];
+        s.scales[stage].up[b][my_row] = scale[j] * up[j];
+      }
+      cp_async_wait<0>();
+      fence_async_shared();
+      mbarrier_arrive(&s.x_full[stage]);
+      ring.advance(s.kXStages);
+    }
     return;
   }
 
   // A run's part of a unit is a segment. Calls visit(first item, one behind its last, partial sums'
   // place, unit's count of arrivals or null when the unit is all ours).
   const auto for_segments = [&](auto&& visit) {
-    const auto walk = [&](int lo, int hi) {
-      for (int i = lo; i < hi;) {
-        const int first = i / unit_items * unit_items;
-        const int end = min(hi, first + unit_items);
-        const bool whole = i == first && end == first + unit_items;
-        const int owner = split.owner(first);
-        // A block has a place for whole units and one each for the shared and the routed unit that
-        // it leaves unfinished.
-        const int shared = first < shared_items ? 1 : 0;
-        const int64_t place = 3 * owner + (whole ? 0 : 1 + shared);
-        visit(i,
-              end,
-              p.partial + place * unit_items * kTokens * kStripColumns,
-              whole ? nullptr : p.arrivals + 2 * owner + shared);
-        i = end;
-      }
-    };
-    walk(run.shared_lo, run.shared_hi);
-    walk(run.lo, run.hi);
+    for (int i = run.lo; i < run.hi;) {
+      const int first = i / unit_items * unit_items;
+      const int end = min(run.hi, first + unit_items);
+      const bool whole = i == first && end == first + unit_items;
+      // A block has a place for whole units and one for the unit that it begins and leaves
+      // unfinished.
+      const int owner = block_of(first, items);
+      visit(
+          i,
+          end,
+          p.partial + (2 * owner + (whole ? 0 : 1)) * int64_t{unit_items} * kTokens * kStripColumns,
+          whole ? nullptr : p.arrivals + owner);
+      i = end;
+    }
   };
 
   // ---- products ----
@@ -541,7 +490,6 @@ struct DownPart {
   const float* h_scale;
   int two;  // tiles
   int groups;
-  bool again;  // other token blocks read the same weights
 };
 
 __device__ __forceinline__ int down_parts(const Problem& p, int num_blocks) {
@@ -572,7 +520,6 @@ __device__ __forceinline__ DownPart down_part(const Problem& p,
   part.h = (shared ? p.shared_h : p.h) + h_group * kAtomBytes;
   part.h_scale = (shared ? p.shared_h_scale : p.h_scale) + h_group * 8;
   part.two = min(columns - c, 2);
-  part.again = shared && p.shared_blocks > 1;
   return part;
 }
 
@@ -690,12 +637,11 @@ __global__ void __launch_bounds__(kDownThreads) moe_down_f8(const __grid_constan
       mbarrier_wait(&empty[ring.stage], ring.phase ^ 1);
       mbarrier_arrive_expect(&full[ring.stage],
                              part.two * (kTileBytes + part.groups * (kAtomBytes + 32)));
-      load_weights(ring_stages[ring.stage].tiles,
-                   part.weight,
-                   part.two * kTileBytes,
-                   &full[ring.stage],
-                   part.again,
-                   once);
+      bulk_load_hint(ring_stages[ring.stage].tiles,
+                     part.weight,
+                     part.two * kTileBytes,
+                     &full[ring.stage],
+                     once);
       ring.advance(p.stages);
     }
     return;
@@ -788,11 +734,11 @@ Workspace plan_workspace(const MoeDecodeSizes& z) {
   const size_t groups = max_expert_groups(z.num_tokens, z.top_k, z.num_local);
   const size_t shared_groups = (z.num_tokens + 7) / 8;
   Workspace w{};
-  w.partial = round_up(2 * kGateUpBlocks * sizeof(uint32_t));
+  w.partial = round_up(kGateUpBlocks * sizeof(uint32_t));
   const size_t partial =
       z.num_tokens > kFewTokens
           ? many_partial_bytes(z.hidden)
-          : 3 * kGateUpBlocks * chunks * kStrips * kFewTokens * kStripColumns * sizeof(float2);
+          : 2 * kGateUpBlocks * chunks * kStrips * kFewTokens * kStripColumns * sizeof(float2);
   w.h = w.partial + round_up(partial);
   w.h_scale = w.h + round_up(groups * 8 * z.intermediate);
   w.shared_h = w.h_scale + round_up(groups * 8 * (z.intermediate / kColumns) * sizeof(float));

@@ -164,12 +164,12 @@ int64_t moe_decode_bytes(const Sizes& s, int64_t tokens) {
   const int64_t chunks = (hidden / 128 + 7) / 8;
   const int64_t groups = std::min(choices, s.dims.router.num_experts + choices / 8);
   const int64_t shared_groups = (tokens + 7) / 8;
-  const int64_t chunk_bytes = tokens <= 8 ? 3 * 4 * 8 * 32 * 2 * kF32 : 32 * 128 * 2 * kF32;
+  const int64_t chunk_bytes = tokens <= 8 ? 2 * 4 * 8 * 32 * 2 * kF32 : 32 * 128 * 2 * kF32;
   const auto h_bytes = [&](int64_t of) {
     return round_up(of * 8 * intermediate, 1024) +
            round_up(of * 8 * (intermediate / 128) * kF32, 1024);
   };
-  return round_up(2 * kGateUpBlocks * kI32, 1024) +
+  return round_up(kGateUpBlocks * kI32, 1024) +
          round_up(kGateUpBlocks * chunks * chunk_bytes, 1024) + h_bytes(groups) +
          h_bytes(shared_groups);
 }

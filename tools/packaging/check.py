@@ -17,6 +17,8 @@ from roots import BOOKWORM, NOBLE, PATH, Workshop, network_environment, release_
 TREE = pathlib.Path(__file__).resolve().parents[2]
 MODEL = TREE / "models" / "r1-nano"
 CCACHE = "/ccache"  # where the compiler cache of --ccache stands in a root
+# Objects of a checkout in another folder serve the one in /src.
+CCACHE_SETTINGS = {"CCACHE_DIR": CCACHE, "CCACHE_BASEDIR": "/src", "CCACHE_NOHASHDIR": "true"}
 
 
 def export_tree(folder):
@@ -75,7 +77,7 @@ class Image:
         if building and self.options.ccache:
             binds.append(f"{self.options.ccache}:{CCACHE}")
         root = self.workshop.make(f"{pathlib.Path(self.file).name}.{stage.name}", release_of(stage.image), binds)
-        environment = {"PATH": PATH, "HOME": "/root", "CCACHE_DIR": CCACHE}
+        environment = {"PATH": PATH, "HOME": "/root"} | CCACHE_SETTINGS
         if "-devel-" in stage.image:
             environment["PATH"] = f"/usr/local/cuda/bin:{PATH}"
         arguments = network_environment()
@@ -141,7 +143,7 @@ def check_readme(options, workshop, name, release):
     binds = [f"{options.ccache}:{CCACHE}"] if options.ccache else []
     root = workshop.make(f"readme.{name}", release, binds)
     export_tree(root.inside("/src"))
-    environment = {"PATH": PATH, "HOME": "/root", "LANG": "C.UTF-8", "CCACHE_DIR": CCACHE} | network_environment()
+    environment = {"PATH": PATH, "HOME": "/root", "LANG": "C.UTF-8"} | CCACHE_SETTINGS | network_environment()
     authorities = os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE")
     if authorities:
         shutil.copy(authorities, root.inside("/authorities.pem"))
