@@ -38,7 +38,6 @@ constexpr int kTileBytes = kTile * kChunk * 2;  // of one operand
 constexpr int kF32Threads = 128;
 constexpr int kTokensAlone = 4;  // up to here one block chooses for all and builds the lists
 constexpr int kRoundTokens = 4;
-constexpr int kRoundGroups = 8;
 constexpr int kTokensPerBlock = 8;  // of choose_logits: a warp each
 
 constexpr int64_t num_chunks(int64_t hidden) {
@@ -50,7 +49,7 @@ struct Finish {
   float* partial;       // [T][num_partials][pitch]
   uint32_t* published;  // [T * k]: expert + 1
   const float* bias;
-  RouterRules rules;
+  ChoicePlan plan;
   ListOptions options;
   Routing routing;
   ExpertLists lists;
@@ -61,12 +60,8 @@ struct Finish {
   bool here;  // in the launch that computes them
 };
 
-// Shared memory of a block that finishes: the experts of all entries, then this, then sums of
-// logits [round][kRoundGroups][pitch]. The lists' part takes the place of these two.
-struct alignas(16) RoundShared {
-  float score[kRoundTokens][kMaxExperts];
-  float choice[kRoundTokens][kMaxExperts];
-};
+// Shared memory of a block that finishes: the experts of all entries, then the choices of `round`
+// tokens, whose place the lists' part takes.
 __host__ __device__ constexpr int slots_of(int num_tokens, int top_k) {
   return (num_tokens * top_k + 3) / 4 * 4;
 }
@@ -83,14 +78,6 @@ __device__ __forceinline__ uint32_t read_word(const uint32_t* from) {
   asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(word) : "l"(from) : "memory");
   return word;
 }
-__device__ __forceinline__ uint4 read_words(const uint32_t* from) {
-  uint4 words;
-  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
-               : "l"(from)
-               : "memory");
-  return words;
-}
 // +0 would read as "not there yet"; sums do not tell it from -0.
 __device__ __forceinline__ void hand_over(float* to, float value) {
   const uint32_t bits = __float_as_uint(value);
@@ -102,84 +89,77 @@ __device__ __forceinline__ float* partial_of(const Finish& args, int token, int 
 
 // ---- choice and lists --------------------------------------------------------------------------
 
-// Waits for the partial logits of tokens t0, t0 + stride, .. (`count` of them) and sums those of
-// groups [g0, g0 + kRoundGroups) into `sums` [count][kRoundGroups][pitch]. kPer: partials a group.
+// The biases into L2, where they lie when the choice needs them.
+__device__ __forceinline__ void prefetch_bias(const Finish& args) {
+  constexpr int kLine = 32;  // floats
+  const int at = static_cast<int>(threadIdx.x) * kLine;
+  if (args.bias != nullptr && at < args.plan.rules.num_experts) prefetch_l2(args.bias + at);
+}
+
+// Waits for the partial logits of tokens t0, t0 + stride, .. (`count` of them) and enters each
+// token's experts. A thread takes the same places of all tokens. kPer: partials a group.
 template <int kPer>
-__device__ __forceinline__ void take_groups(
-    const Finish& args, int t0, int stride, int count, int g0, float* sums) {
-  constexpr int kWarps = kThreads / 32;
-  constexpr int kRows = 4 / kPer;  // (token, group) pairs at a time, each of which is a warp's
-  constexpr int kQuads = 2;        // runs of four experts of a lane at a time: 8 loads in all
-  const int lane = threadIdx.x % 32;
-  const int quads = args.pitch / 4;
-  for (int row0 = threadIdx.x / 32; row0 < count * kRoundGroups; row0 += kWarps * kRows) {
-    for (int quad0 = lane; quad0 < quads; quad0 += 32 * kQuads) {
-      uint4 words[kRows][kQuads][kPer];
-      uint32_t* from[kRows];
-      int present[kRows];  // partials of the group
+__device__ __forceinline__ void take_logits(
+    const Finish& args, int t0, int stride, int count, uint32_t* tokens) {
+  constexpr int kGroups = 8;         // at a time
+  constexpr int kAtOnce = 4 / kPer;  // tokens: 32 loads in all
+  const int words_of_token = args.plan.words();
+  const int groups = (args.num_partials + kPer - 1) / kPer;
+  for (int place = threadIdx.x; place < args.plan.places(); place += kThreads) {
+    const int expert = expert_at(args.plan, place);
+    const float bias = expert >= 0 && args.bias != nullptr ? __ldg(args.bias + expert) : 0.0F;
+    for (int c0 = 0; c0 < count; c0 += kAtOnce) {
+      float logit[kAtOnce] = {};
+      for (int g0 = 0; expert >= 0 && g0 < groups; g0 += kGroups) {
+        uint32_t words[kAtOnce][kGroups * kPer];
+        bool there;
+        do {
+          there = true;
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        const int row = row0 + r * kWarps;
-        const int part = (g0 + row % kRoundGroups) * kPer;
-        const int token = t0 + row / kRoundGroups * stride;
-        present[r] = row < count * kRoundGroups ? min(max(args.num_partials - part, 0), kPer) : 0;
-        from[r] = reinterpret_cast<uint32_t*>(partial_of(args, token, part));
+          for (int c = 0; c < kAtOnce; ++c) {
+            if (c0 + c >= count) break;
+            const float* from = partial_of(args, t0 + (c0 + c) * stride, g0 * kPer) + expert;
+#pragma unroll
+            for (int p = 0; p < kGroups * kPer; ++p) {
+              words[c][p] = 0;
+              if (g0 * kPer + p < args.num_partials) {
+                words[c][p] = read_word(reinterpret_cast<const uint32_t*>(from) + p * args.pitch);
+              }
+            }
+          }
+#pragma unroll
+          for (int c = 0; c < kAtOnce; ++c) {
+            if (c0 + c >= count) break;
+#pragma unroll
+            for (int p = 0; p < kGroups * kPer; ++p) {
+              there = there & (words[c][p] != 0 || g0 * kPer + p >= args.num_partials);
+            }
+          }
+        } while (!there);
+#pragma unroll
+        for (int c = 0; c < kAtOnce; ++c) {
+          if (c0 + c >= count) break;
+          float* from = partial_of(args, t0 + (c0 + c) * stride, g0 * kPer) + expert;
+          float parts[kGroups * kPer];
+#pragma unroll
+          for (int p = 0; p < kGroups * kPer; ++p) {
+            if (g0 * kPer + p < args.num_partials) from[p * args.pitch] = 0;
+            parts[p] = __uint_as_float(words[c][p]);
+          }
+#pragma unroll
+          for (int step = 1; step < kPer; step *= 2) {
+#pragma unroll
+            for (int p = 0; p < kGroups * kPer; p += 2 * step) parts[p] += parts[p + step];
+          }
+#pragma unroll
+          for (int g = 0; g < kGroups; ++g) logit[c] += parts[g * kPer];
+        }
       }
-      bool there;
-      do {
-        there = true;
 #pragma unroll
-        for (int i = 0; i < kRows * kQuads * kPer; ++i) {
-          const int r = i / (kQuads * kPer);
-          const int q = i / kPer % kQuads;
-          const int quad = quad0 + 32 * q;
-          words[r][q][i % kPer] = make_uint4(0, 0, 0, 0);
-          if (i % kPer < present[r] && quad < quads) {
-            words[r][q][i % kPer] = read_words(from[r] + i % kPer * args.pitch + 4 * quad);
-          }
-        }
-#pragma unroll
-        for (int i = 0; i < kRows * kQuads * kPer; ++i) {
-          const int r = i / (kQuads * kPer);
-          const int q = i / kPer % kQuads;
-          const int quad = quad0 + 32 * q;
-          const int experts = args.rules.num_experts - 4 * quad;  // of the four
-          const uint4& w = words[r][q][i % kPer];
-          const bool complete = w.x != 0 && (w.y != 0 || experts < 2) &&
-                                (w.z != 0 || experts < 3) && (w.w != 0 || experts < 4);
-          there = there && (complete || i % kPer >= present[r] || quad >= quads);
-        }
-      } while (!there);
-#pragma unroll
-      for (int i = 0; i < kRows * kQuads; ++i) {
-        const int r = i / kQuads;
-        const int row = row0 + r * kWarps;
-        const int quad = quad0 + 32 * (i % kQuads);
-        float4 parts[kPer];
-#pragma unroll
-        for (int p = 0; p < kPer; ++p) {
-          const uint4& w = words[r][i % kQuads][p];
-          if (p < present[r] && quad < quads) {
-            *reinterpret_cast<uint4*>(from[r] + p * args.pitch + 4 * quad) = make_uint4(0, 0, 0, 0);
-          }
-          parts[p] = make_float4(__uint_as_float(w.x),
-                                 __uint_as_float(w.y),
-                                 __uint_as_float(w.z),
-                                 __uint_as_float(w.w));
-        }
-#pragma unroll
-        for (int step = 1; step < kPer; step *= 2) {
-#pragma unroll
-          for (int p = 0; p < kPer; p += 2 * step) {
-            parts[p].x += parts[p + step].x;
-            parts[p].y += parts[p + step].y;
-            parts[p].z += parts[p + step].z;
-            parts[p].w += parts[p + step].w;
-          }
-        }
-        if (row < count * kRoundGroups && quad < quads) {
-          reinterpret_cast<float4*>(sums)[row * quads + quad] = parts[0];
-        }
+      for (int c = 0; c < kAtOnce; ++c) {
+        if (c0 + c >= count) break;
+        const Choice token(args.plan, tokens + (c0 + c) * words_of_token);
+        enter(token, place, expert, logit[c], bias);
       }
     }
   }
@@ -188,7 +168,7 @@ __device__ __forceinline__ void take_groups(
 // The chosen experts of all tokens, as their choosers hand them over, into `slots`.
 __device__ __forceinline__ void take_choices(const Finish& args, uint32_t* slots) {
   constexpr int kBatch = 8;
-  const int entries = args.num_tokens * args.rules.top_k;
+  const int entries = args.num_tokens * args.plan.rules.top_k;
   for (int first = threadIdx.x; first < entries; first += kBatch * kThreads) {
     uint32_t words[kBatch];
     bool there;
@@ -221,11 +201,10 @@ __device__ __forceinline__ void finish(const Finish& args,
                                        int block,
                                        int num_blocks,
                                        uint8_t* raw) {
-  const int top_k = args.rules.top_k;
+  const ChoicePlan& plan = args.plan;
+  const int top_k = plan.rules.top_k;
   auto* slots = reinterpret_cast<uint32_t*>(raw);
   uint32_t* behind = slots + slots_of(args.num_tokens, top_k);
-  auto& shared = *reinterpret_cast<RoundShared*>(behind);
-  auto* sums = reinterpret_cast<float*>(&shared + 1);
   const bool alone = args.num_tokens <= kTokensAlone;
   const bool builds = block == num_blocks - 1;
   if (alone && !builds) return;
@@ -233,56 +212,47 @@ __device__ __forceinline__ void finish(const Finish& args,
   const int lane = threadIdx.x % 32;
   // Read early: they arrive while the others compute.
   const int entries = builds ? live_entries(args.options, args.num_tokens, top_k) : 0;
-  constexpr int kPerThread = kMaxExperts / kThreads;
-  float bias[kPerThread] = {};
-#pragma unroll
-  for (int i = 0; i < kPerThread; ++i) {
-    const int e = static_cast<int>(threadIdx.x) + i * kThreads;
-    if (e < args.rules.num_experts && args.bias != nullptr) bias[i] = args.bias[e];
-  }
+  const bool short_lists = args.num_tokens * top_k <= 32;
   const int stride = alone ? 1 : num_blocks;
-  const int groups = (args.num_partials + kPer - 1) / kPer;
   for (int t0 = alone ? 0 : block; t0 < args.num_tokens; t0 += args.round * stride) {
     const int count = min((args.num_tokens - t0 + stride - 1) / stride, args.round);
-    for (int g0 = 0; g0 < groups; g0 += kRoundGroups) {
-      take_groups<kPer>(args, t0, stride, count, g0, sums);
-      __syncthreads();
-      for (int c = 0; c < count; ++c) {
-#pragma unroll
-        for (int i = 0; i < kPerThread; ++i) {
-          const int e = static_cast<int>(threadIdx.x) + i * kThreads;
-          if (e >= args.rules.num_experts) continue;
-          float logit = g0 == 0 ? 0.0F : shared.score[c][e];
-#pragma unroll
-          for (int g = 0; g < kRoundGroups; ++g) {
-            logit += sums[(c * kRoundGroups + g) * args.pitch + e];
-          }
-          shared.score[c][e] = logit;
-          if (g0 + kRoundGroups >= groups) {
-            score_expert(logit, bias[i], &shared.score[c][e], &shared.choice[c][e]);
-          }
-        }
+    take_logits<kPer>(args, t0, stride, count, behind);
+    __syncthreads();
+    for (int c = 0; c < count; ++c) {
+      const Choice token(plan, behind + c * plan.words());
+      for (int place = threadIdx.x; place < plan.places(); place += kThreads) {
+        sort_place(plan, token, place);
       }
-      __syncthreads();
     }
+    __syncthreads();
+    const Choice token(plan, behind + min(warp, count - 1) * plan.words());
+    const int t = t0 + warp * stride;
+    int mine = 0;
     if (warp < count) {
-      const int token = t0 + warp * stride;
-      const int mine =
-          choose(shared.score[warp], shared.choice[warp], args.rules, token, args.routing);
+      mine = choose(plan, token);
       if (lane < top_k) {
         if (alone) {
-          slots[token * top_k + lane] = mine;
+          slots[t * top_k + lane] = mine;
         } else {
-          hand_over(args.published + token * top_k + lane, mine + 1);
+          hand_over(args.published + t * top_k + lane, mine + 1);
         }
       }
     }
-    if (t0 + args.round * stride < args.num_tokens) __syncthreads();  // `choice` is used again
+    if (alone && short_lists) {
+      // One warp more builds the lists beside those that weigh.
+      __syncthreads();
+      if (warp == kTokensAlone) {
+        const int expert = lane < entries ? static_cast<int>(slots[lane]) : -1;
+        build_short_lists(expert, args.num_tokens, entries, args.options, args.lists);
+      }
+    }
+    if (warp < count) weigh(plan.rules, token, mine, t, args.routing);
+    if (t0 + args.round * stride < args.num_tokens) __syncthreads();  // its memory is used again
   }
-  if (!builds) return;
+  if (!builds || (alone && short_lists)) return;
   if (!alone) take_choices(args, slots);
   __syncthreads();
-  if (args.num_tokens * top_k <= 32) {
+  if (short_lists) {
     if (warp == 0) {
       const int expert = lane < entries ? static_cast<int>(slots[lane]) : -1;
       build_short_lists(expert, args.num_tokens, entries, args.options, args.lists);
@@ -352,10 +322,11 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
   for (int s = 0; s < kSteps; ++s) {
     const bool inside = column + 32 * s < hidden && t0 < args.num_tokens;
-    low[s] = load_weights(w + 32 * s, inside && e0 + row < args.rules.num_experts);
+    low[s] = load_weights(w + 32 * s, inside && e0 + row < args.plan.rules.num_experts);
     high[s] = load_weights(w + 8 * static_cast<int64_t>(hidden) + 32 * s,
-                           inside && e0 + row + 8 < args.rules.num_experts);
+                           inside && e0 + row + 8 < args.plan.rules.num_experts);
   }
+  prefetch_bias(args);
   grid_launch_dependents();
   grid_dependency_wait();
   if (t0 < args.num_tokens) {
@@ -384,7 +355,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int i = threadIdx.x; i < args.num_tokens * kRowExperts; i += kThreads) {
     const int t = i / kRowExperts;
     const int e = i % kRowExperts;
-    if (e0 + e >= args.rules.num_experts) continue;
+    if (e0 + e >= args.plan.rules.num_experts) continue;
     hand_over(partial_of(args, t, group) + e0 + e,
               (sums[0][t][e] + sums[1][t][e]) + (sums[2][t][e] + sums[3][t][e]));
   }
@@ -427,6 +398,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           raw + c * kTileBytes, &weight_map, (part * kChunks + c) * kChunk, e0, &full[c]);
     }
   }
+  prefetch_bias(args);
   grid_launch_dependents();
   grid_dependency_wait();
   if (threadIdx.x == 0) {
@@ -491,7 +463,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   if (half == 0) {
     const int e = e0 + m0 + lane / 4;
-    const int experts = args.rules.num_experts - e;
+    const int experts = args.plan.rules.num_experts - e;
     float* row = partial_of(args, t0 + n0 + lane % 4 * 2, part) + e;
     const int stride = args.num_partials * args.pitch;  // of tokens
 #pragma unroll
@@ -533,7 +505,7 @@ __global__ void __launch_bounds__(kF32Threads) logits_f32(const float* weight,
   for (int i = threadIdx.x; i < kTile * kChunk; i += kF32Threads) {
     const int e = e0 + i / kChunk;
     const int k = k0 + i % kChunk;
-    w_tile[i / kChunk * kPitchF32 + i % kChunk] = e < args.rules.num_experts && k < hidden
+    w_tile[i / kChunk * kPitchF32 + i % kChunk] = e < args.plan.rules.num_experts && k < hidden
                                                       ? weight[static_cast<int64_t>(e) * hidden + k]
                                                       : 0.0F;
   }
@@ -546,7 +518,7 @@ __global__ void __launch_bounds__(kF32Threads) logits_f32(const float* weight,
   }
   __syncthreads();
   const int e = threadIdx.x % kTile;
-  if (e0 + e >= args.rules.num_experts) return;
+  if (e0 + e >= args.plan.rules.num_experts) return;
   for (int t = threadIdx.x / kTile; t < tokens; t += kF32Threads / kTile) {
     float sum = 0;
 #pragma unroll 8
@@ -569,32 +541,31 @@ __global__ void __launch_bounds__(kThreads, 1) finish_kernel(const __grid_consta
 #endif  // R1D_SM90
 }
 
-// Places of `score` and `choice` that the choice may read.
-__host__ __device__ constexpr int places_of(const RouterRules& rules) {
-  return rules.num_experts <= kFewExperts ? kFewExperts : kMaxExperts;
-}
-
-__global__ void __launch_bounds__(32 * kTokensPerBlock) choose_logits(const float* logits,
-                                                                      int64_t logits_stride,
-                                                                      const float* bias,
-                                                                      int num_tokens,
-                                                                      RouterRules rules,
-                                                                      Routing routing) {
+__global__ void __launch_bounds__(32 * kTokensPerBlock)
+    choose_logits(const float* logits,
+                  int64_t logits_stride,
+                  const float* bias,
+                  int num_tokens,
+                  const __grid_constant__ ChoicePlan plan,
+                  Routing routing) {
 #ifdef R1D_SM90
-  extern __shared__ __align__(16) float scores[];
+  extern __shared__ __align__(16) uint32_t choices[];
   const int warp = threadIdx.x / 32;
-  const int token = blockIdx.x * kTokensPerBlock + warp;
+  const int lane = threadIdx.x % 32;
+  const int t = blockIdx.x * kTokensPerBlock + warp;
   grid_launch_dependents();
   grid_dependency_wait();
-  if (token >= num_tokens) return;
-  float* score = scores + warp * 2 * places_of(rules);
-  float* choice = score + places_of(rules);
-  for (int e = threadIdx.x % 32; e < rules.num_experts; e += 32) {
-    score_expert(
-        logits[token * logits_stride + e], bias != nullptr ? bias[e] : 0.0F, score + e, choice + e);
+  if (t >= num_tokens) return;
+  const Choice token(plan, choices + warp * plan.words());
+  for (int place = lane; place < plan.places(); place += 32) {
+    const int expert = expert_at(plan, place);
+    const float logit = expert < 0 ? 0.0F : logits[t * logits_stride + expert];
+    enter(token, place, expert, logit, expert < 0 || bias == nullptr ? 0.0F : bias[expert]);
   }
   __syncwarp();
-  choose(score, choice, rules, token, routing);
+  for (int place = lane; place < plan.places(); place += 32) sort_place(plan, token, place);
+  __syncwarp();
+  weigh(plan.rules, token, choose(plan, token), t, routing);
 #endif  // R1D_SM90
 }
 
@@ -626,9 +597,9 @@ bool valid(const ListOptions& options) {
 }
 
 size_t finish_bytes(const Finish& args) {
-  const size_t round = sizeof(RoundShared) + sizeof(float) * args.round * kRoundGroups * args.pitch;
-  return sizeof(uint32_t) * slots_of(args.num_tokens, args.rules.top_k) +
-         std::max(round, sizeof(ListShared));
+  const size_t choices = sizeof(uint32_t) * args.round * args.plan.words();
+  return sizeof(uint32_t) * slots_of(args.num_tokens, args.plan.rules.top_k) +
+         std::max(choices, sizeof(ListShared));
 }
 int blocks_of(const Grid& grid) {
   return static_cast<int>(grid.blocks.x * grid.blocks.y * grid.blocks.z);
@@ -682,7 +653,7 @@ cudaError_t launch_tiles(const void* weight,
                          const Launch& launch) {
   CUtensorMap maps[2];
   const void* data[2] = {weight, x};
-  const int64_t rows[2] = {args.rules.num_experts, args.num_tokens};
+  const int64_t rows[2] = {args.plan.rules.num_experts, args.num_tokens};
   for (int i = 0; i < 2; ++i) {
     const cudaError_t error = encode_2d({.data = data[i],
                                          .rows = rows[i],
@@ -777,7 +748,7 @@ cudaError_t route_decode(const void* weight,
       .partial = reinterpret_cast<float*>(published + int64_t{num_tokens} * kMaxTopK),
       .published = published,
       .bias = bias,
-      .rules = rules,
+      .plan = ChoicePlan(rules),
       .options = options,
       .routing = routing,
       .lists = lists,
@@ -815,9 +786,10 @@ cudaError_t route_from_logits(const float* logits,
   Grid grid;
   grid.blocks = dim3((num_tokens + kTokensPerBlock - 1) / kTokensPerBlock);
   grid.threads = dim3(32 * kTokensPerBlock);
-  grid.shared_bytes = static_cast<size_t>(kTokensPerBlock) * 2 * places_of(rules) * sizeof(float);
+  const ChoicePlan plan(rules);
+  grid.shared_bytes = static_cast<size_t>(kTokensPerBlock) * plan.words() * sizeof(uint32_t);
   return enqueue(
-      choose_logits, grid, launch, logits, logits_stride, bias, num_tokens, rules, routing);
+      choose_logits, grid, launch, logits, logits_stride, bias, num_tokens, plan, routing);
 }
 
 cudaError_t list_experts(const int32_t* experts,

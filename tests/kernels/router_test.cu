@@ -40,12 +40,16 @@ Choice choose(const float* logits, const float* bias, const RouterRules& rules) 
       std::sort(group.rbegin(), group.rend());
       best_two[g] = size == 1 ? group[0] : group[0] + group[1];
     }
-    std::vector<int> order(rules.num_groups);
-    std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(
-        order.begin(), order.end(), [&](int a, int b) { return best_two[a] > best_two[b]; });
-    for (int i = rules.kept_groups; i < rules.num_groups; ++i) {
-      std::fill_n(choice.begin() + order[i] * size, size, -kInfinity);
+    // A group without two candidates stays never, one with an infinity of each sign (NaN) always.
+    for (int i = 0; i < rules.kept_groups; ++i) {
+      int best = -1;
+      for (int g = 0; g < rules.num_groups; ++g) {
+        if (best_two[g] > (best < 0 ? -kInfinity : best_two[best])) best = g;
+      }
+      if (best >= 0) best_two[best] = std::nanf("");
+    }
+    for (int g = 0; g < rules.num_groups; ++g) {
+      if (!std::isnan(best_two[g])) std::fill_n(choice.begin() + g * size, size, -kInfinity);
     }
   }
   Choice out;
@@ -137,7 +141,12 @@ TEST(RouterTest, ChoosesAsTheRulesSayForManyShapes) {
                                 {160, 8, 5, 3, true, 1},
                                 {384, 8, 1, 1, true, 2.8F},
                                 {512, 32, 32, 7, true, 1},
+                                {512, 32, 1, 1, true, 1},
                                 {510, 10, 2, 1, true, 1},
+                                {510, 10, 30, 4, true, 1},  // rows of 17 in places for 20
+                                {256, 8, 4, 2, true, 1},
+                                {256, 8, 8, 8, true, 1},
+                                {256, 32, 8, 1, true, 1},
                                 {1, 1, 1, 1, true, 1}};
   uint64_t seed = 1;
   for (const RouterRules& rules : shapes) {
@@ -193,6 +202,73 @@ TEST(RouterTest, NotANumberRoutesAfterEveryRealScore) {
   expect_choice(got.experts, got.weights, logits, nullptr, kR1, kTokens, 1e-5F, false);
   EXPECT_EQ(std::vector<int32_t>(got.experts.begin(), got.experts.begin() + 8),
             (std::vector<int32_t>{0, 1, 2, 3, 4, 5, 6, 7}));
+}
+
+// Rules whose tokens take every path: groups of a warp, wider, narrower and ragged ones, none; more
+// and fewer candidates than a warp.
+const RouterRules kPaths[] = {kR1,
+                              {256, 8, 1, 1, true, 1},
+                              {256, 8, 4, 2, true, 2.5F},
+                              {256, 8, 8, 1, true, 1},
+                              {256, 8, 8, 8, false, 1},
+                              {384, 8, 1, 1, true, 2.8F},
+                              {72, 4, 8, 3, true, 1},
+                              {510, 10, 30, 4, true, 1},
+                              {512, 32, 32, 7, true, 1},
+                              {512, 32, 2, 1, true, 1},
+                              {16, 4, 16, 5, true, 1},
+                              {12, 3, 4, 2, true, 1}};
+
+// Values that both sides have to the bit, so that ties are ties.
+std::vector<float> drawn(size_t count, const std::vector<float>& from, uint32_t seed) {
+  std::mt19937 random(seed);
+  std::vector<float> values(count);
+  for (float& v : values) v = from[random() % from.size()];
+  return values;
+}
+
+TEST(RouterTest, TiesInfinitiesAndLostScoresGoByTheRulesToTheBit) {
+  R1D_NEEDS_GPU(90);
+  constexpr int kTokens = 200;
+  const float lost = std::nanf("");
+  const std::vector<float> logits_from[] = {{0},  // scores 0, 1/2 and 1
+                                            {0, kInfinity},
+                                            {-kInfinity, 0, kInfinity},
+                                            {-kInfinity, -kInfinity, -kInfinity, 0},
+                                            {0, 0, kInfinity, lost},
+                                            {lost}};
+  const std::vector<float> biases_from[] = {{0},
+                                            {0, -0.0F, 0.25F, -0.5F, -1},
+                                            {0, -kInfinity},
+                                            {0, 0.5F, -kInfinity, -kInfinity, -kInfinity},
+                                            {1, -kInfinity, kInfinity, lost},
+                                            {-kInfinity}};
+  uint32_t seed = 0;
+  for (const RouterRules& rules : kPaths) {
+    for (const auto& from : logits_from) {
+      const auto logits = drawn(static_cast<size_t>(kTokens) * rules.num_experts, from, ++seed);
+      for (const auto& bias_from : biases_from) {
+        SCOPED_TRACE(testing::Message() << rules.num_experts << " experts, " << rules.num_groups
+                                        << " groups, draw " << seed);
+        const auto bias = drawn(rules.num_experts, bias_from, ++seed);
+        const Choice got = device_choice(logits, bias, rules, kTokens);
+        expect_choice(got.experts, got.weights, logits, bias.data(), rules, kTokens, 1e-6F, true);
+      }
+    }
+  }
+}
+
+// Few candidates: one expert in 40 is left.
+TEST(RouterTest, FewerCandidatesThanSlotsLeaveTheFirstExpert) {
+  R1D_NEEDS_GPU(90);
+  constexpr int kTokens = 20;
+  for (const RouterRules& rules : kPaths) {
+    std::vector<float> bias(rules.num_experts, -kInfinity);
+    for (int e = 7; e < rules.num_experts; e += 40) bias[e] = 0;
+    const std::vector<float> logits(static_cast<size_t>(kTokens) * rules.num_experts, 0.0F);
+    const Choice got = device_choice(logits, bias, rules, kTokens);
+    expect_choice(got.experts, got.weights, logits, bias.data(), rules, kTokens, 1e-6F, true);
+  }
 }
 
 // Checks lists against [T, k] experts.
@@ -448,6 +524,56 @@ TEST(RouterTest, DecodeServesSmallAndOddSizes) {
     check_decode(65, 232, {64, 6, 8, 3, false, 16}, f32, 0, 64, 120);
     check_decode(256, 1000, {72, 4, 8, 3, true, 1}, f32, 0, 72, 130);
     check_decode(5, 512, {512, 32, 32, 7, true, 1}, f32, 0, 512, 140);
+  }
+}
+
+// Rows of zeros: biases alone decide, with ties and without candidates, in every form.
+TEST(RouterTest, DecodeBreaksTiesAsTheRulesSay) {
+  R1D_NEEDS_GPU(90);
+  constexpr int kHidden = 1024;
+  const std::vector<float> biases_from[] = {
+      {0}, {0, -0.0F, 0.25F, -0.5F}, {0, -kInfinity, -kInfinity}, {-kInfinity, 1, kInfinity}};
+  for (const RouterRules& rules : kPaths) {
+    DeviceArray<uint16_t> weight(std::vector<uint16_t>(rules.num_experts * kHidden, 0));
+    for (const int tokens : {1, 3, 4, 5, 16, 20, 130, 256}) {
+      const std::vector<float> logits(static_cast<size_t>(tokens) * rules.num_experts, 0.0F);
+      DeviceArray<uint16_t> x(std::vector<uint16_t>(tokens * kHidden, 0));
+      DeviceArray<int32_t> experts(tokens * rules.top_k);
+      DeviceArray<float> weights(tokens * rules.top_k);
+      DeviceArray<uint8_t> workspace(route_decode_workspace(tokens, kHidden, rules.num_experts), 0);
+      Lists lists(tokens, rules.top_k, rules.num_experts);
+      for (const auto& from : biases_from) {
+        SCOPED_TRACE(testing::Message() << rules.num_experts << " experts, " << rules.num_groups
+                                        << " groups, " << tokens << " tokens");
+        const auto bias = drawn(rules.num_experts, from, tokens);
+        DeviceArray<float> d_bias(bias);
+        experts.poison();
+        ASSERT_EQ(route_decode(weight.data(),
+                               RouterWeightType::kBf16,
+                               d_bias.data(),
+                               reinterpret_cast<const __nv_bfloat16*>(x.data()),
+                               tokens,
+                               kHidden,
+                               rules,
+                               {0, rules.num_experts, nullptr},
+                               {experts.data(), weights.data()},
+                               lists.view(),
+                               workspace.data(),
+                               {}),
+                  cudaSuccess);
+        const auto chosen = experts.download();
+        expect_choice(chosen, weights.download(), logits, bias.data(), rules, tokens, 1e-6F, true);
+        expect_lists(chosen,
+                     tokens,
+                     tokens,
+                     rules.top_k,
+                     0,
+                     rules.num_experts,
+                     lists.num_blocks.download(),
+                     lists.blocks.download(),
+                     lists.entries.download());
+      }
+    }
   }
 }
 
