@@ -21,6 +21,7 @@
 #include <cstddef>
 
 #include "kernels/common/ptx.cuh"
+#include "kernels/common/wgmma.cuh"
 #include "kernels/moe_decode/problem.cuh"
 
 namespace r1d::kernels::moe {
@@ -40,6 +41,7 @@ constexpr int kRows = 64;                          // output columns of a block 
 constexpr int kPartBytes = 2 * kTileBytes;         // of down's ring: two tiles, neighbours along K
 constexpr int kSumPitch = 68;
 constexpr int kNone = 0xFFFF;
+constexpr int kGateUpBarriers = 4;  // besides the ring's
 constexpr size_t kMostSharedBytes = 226 * 1024;
 
 // Bytes of shared memory behind the ring, taken piece by piece.
@@ -54,8 +56,8 @@ struct Layout {
 
 struct GateUpPlan {
   int per_split;  // column blocks of a share
-  int pitch;      // bytes of a row of x; 16 over a multiple of 128: 8 rows start in different banks
-  int barriers, partial, x_scales, scales, rows, bytes;
+  int pitch;      // bytes from 16 columns of x to the next, of all tokens
+  int barriers, block, tokens, weights, partial, x_scales, scales, rows, bytes;
 };
 
 int splits_of(const Problem& p) {
@@ -66,21 +68,25 @@ GateUpPlan plan_gate_up(const Problem& p) {
   const int splits = splits_of(p);
   GateUpPlan a{};
   a.per_split = (p.hidden_blocks + splits - 1) / splits;
-  a.pitch = a.per_split * kColumns + 16;
+  a.pitch = p.num_tokens == 1 ? 16 : kFewTokens * 16;
   const int rounds = (p.num_tokens + splits - 1) / splits;
   Layout layout{kGateUpStages * kStageBytes};
-  a.barriers = layout.take((1 + 2 * kGateUpStages) * sizeof(uint64_t));
+  a.barriers = layout.take((kGateUpBarriers + 2 * kGateUpStages) * sizeof(uint64_t));
+  a.block = layout.take(sizeof(int4));
+  a.tokens = layout.take(kFewTokens * sizeof(int));
+  a.weights = layout.take(kFewTokens * sizeof(float));
   a.partial = layout.take(rounds * splits * kColumns * sizeof(float2));
   a.x_scales = layout.take(a.per_split * kFewTokens * sizeof(float));
   a.scales = layout.take(a.per_split * sizeof(float2));
-  a.rows = layout.take(kFewTokens * a.pitch);
+  a.rows = layout.take(a.per_split * (kColumns / 16) * a.pitch + kFewTokens * 16);
   a.bytes = layout.bytes;
   return a;
 }
 
 // The tables of blocks have one more, the shared expert's.
 struct DownPlan {
-  int barriers, sum, experts, entry_of, scales, h, shared_h, h_scales, shared_h_scales, bytes;
+  int barriers, sum, blocks, entries, entry_of, scales, h, shared_h, h_scales, shared_h_scales;
+  int bytes;
 };
 
 DownPlan plan_down(const Problem& p) {
@@ -89,7 +95,8 @@ DownPlan plan_down(const Problem& p) {
   Layout layout{kDownStages * kPartBytes};
   a.barriers = layout.take((1 + 2 * kDownStages) * sizeof(uint64_t));
   a.sum = layout.take(kFewTokens * kSumPitch * sizeof(float));
-  a.experts = layout.take((p.max_blocks + 1) * sizeof(int));
+  a.blocks = layout.take(p.max_blocks * sizeof(int4));
+  a.entries = layout.take((entries + 1) * sizeof(int));
   a.entry_of = layout.take((p.max_blocks + 1) * kFewTokens * sizeof(uint16_t));
   a.scales = layout.take((p.max_blocks * p.routed_columns + p.shared_columns) * sizeof(float));
   a.h = layout.take(entries * p.routed_columns * kColumns);
@@ -113,37 +120,74 @@ struct Ring {
   }
 };
 
-// d[k % 2] += 16 rows of a tile (128-byte swizzle; `tile`: the lane's row of ldmatrix) times 8
-// tokens; step(k): their fragments for columns 32 k ...
+// d = 16 rows of a tile (128-byte swizzle; `tile`: the lane's row of ldmatrix) times 8 tokens;
+// step(k): their fragments for columns 32 k ...
 template <typename Step>
-__device__ __forceinline__ void multiply_rows(float (&d)[2][4], uint32_t tile, Step&& step) {
+__device__ __forceinline__ void multiply_rows(float (&d)[4], uint32_t tile, Step&& step) {
   const int lane = threadIdx.x % 32;
+  uint32_t a[4][4];
+#pragma unroll
+  for (int k = 0; k < 4; ++k) ldmatrix_x4(a[k], tile + ((2 * k + lane / 16) ^ (lane % 8)) * 16);
+  float sums[2][4] = {};
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
-    uint32_t a[4];
-    ldmatrix_x4(a, tile + ((2 * k + lane / 16) ^ (lane % 8)) * 16);
     const uint2 b = step(k);
-    mma_e4m3_16x8x32(d[k % 2], a[0], a[1], a[2], a[3], b.x, b.y);
+    mma_e4m3_16x8x32(sums[k % 2], a[k][0], a[k][1], a[k][2], a[k][3], b.x, b.y);
   }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) d[i] = sums[0][i] + sums[1][i];
 }
 
-// What will be read for certain, or may be and is small, into L2: the shared expert and the scales
-// of all experts. Later they would queue behind megabytes of weights.
-__device__ __forceinline__ void prefetch(const Problem& p) {
-  const auto tiles = [](const uint8_t* from, int num_tiles) {
-    for (int tile = blockIdx.x; tile < num_tiles; tile += gridDim.x) {
-      bulk_prefetch_l2(from + static_cast<int64_t>(tile) * kTileBytes, kTileBytes);
-    }
+// Tokens' columns as an operand of wgmma without a swizzle: 16 columns of eight tokens, 16 bytes a
+// token, then the next 16 columns `pitch` bytes on. A token alone needs no room for the others:
+// what stands in their places only gives columns of the result that nobody reads.
+__device__ __forceinline__ uint64_t tokens_descriptor(const void* at, int pitch) {
+  return wgmma_descriptor(smem_address(at), pitch, pitch, 0);
+}
+// d = a tile of 64 rows times 8 tokens, for a warpgroup.
+__device__ __forceinline__ void multiply_tile(float (&d)[4],
+                                              uint32_t tile,
+                                              uint64_t tokens,
+                                              int pitch) {
+  const uint64_t a = wgmma_descriptor_k128(tile);
+#pragma unroll
+  for (int k = 0; k < 4; ++k) Wgmma<8>::e4m3(d, a + 2 * k, tokens + k * (2 * pitch / 16), k > 0);
+}
+
+// As quantized_h(), with quick divisions: off by some units in the last place, of which e4m3 keeps
+// few, and a token alone waits for all of them.
+__device__ __forceinline__ Quantized quickly_quantized_h(float4 a, float4 b) {
+  const auto swiglu = [](float gate, float up) {
+    return __fdividef(gate, 1.0F + __expf(-gate)) * up;
   };
-  if (threadIdx.x == 0) {
-    tiles(p.shared.gate_up.tiles, p.shared_columns * kStrips * p.hidden_blocks);
-    tiles(p.shared.down.tiles, p.shared_columns * 2 * p.hidden_blocks);
+  const float h[4] = {swiglu(a.x, a.y), swiglu(a.z, a.w), swiglu(b.x, b.y), swiglu(b.z, b.w)};
+  uint32_t largest = 0;  // magnitudes order as their bits do, NaN above all
+#pragma unroll
+  for (const float v : h) largest = max(largest, __float_as_uint(fabsf(v)));
+  largest = __reduce_max_sync(~0U, largest);
+  // Smaller ones, whose quotients might overflow, become zeros.
+  const float scale =
+      largest < __float_as_uint(1e-30F) ? 1.0F : __uint_as_float(largest) * (1.0F / 448.0F);
+  const float inverse = __fdividef(1.0F, scale);
+  const uint32_t low = __nv_cvt_float2_to_fp8x2(
+      make_float2(h[0] * inverse, h[1] * inverse), __NV_SATFINITE, __NV_E4M3);
+  const uint32_t high = __nv_cvt_float2_to_fp8x2(
+      make_float2(h[2] * inverse, h[3] * inverse), __NV_SATFINITE, __NV_E4M3);
+  return {low | high << 16, scale};
+}
+
+// What will be read for certain, or may be and is small, into L2: down's part of the shared expert
+// and the scales of all experts. Later they would queue behind megabytes of weights.
+__device__ __forceinline__ void prefetch(const Problem& p) {
+  const int num_tiles = p.shared_columns * 2 * p.hidden_blocks;
+  for (int tile = blockIdx.x; threadIdx.x == 0 && tile < num_tiles; tile += gridDim.x) {
+    bulk_prefetch_l2(p.shared.down.tiles + static_cast<int64_t>(tile) * kTileBytes, kTileBytes);
   }
   constexpr int kLine = 32;  // floats
   const int count = p.routed_columns * p.hidden_blocks;
   const int lines = (count + kLine - 1) / kLine + 1;  // an array may begin inside a line
-  for (int i = blockIdx.x * kThreads + threadIdx.x; i < p.routed.num_local * lines;
-       i += gridDim.x * kThreads) {
+  for (int i = blockIdx.x * kConsumers + threadIdx.x; i < p.routed.num_local * lines;
+       i += gridDim.x * kConsumers) {
     const int expert = i / lines;
     const int at = min((i - expert * lines) * kLine, count - 1);
     prefetch_l2(p.routed.gate_scale + expert * p.routed.gate_up_scale_stride + at);
@@ -161,9 +205,15 @@ __global__ void __launch_bounds__(kThreads, 2)
     moe_gate_up_few_f8(const __grid_constant__ Problem p, const __grid_constant__ GateUpPlan plan) {
 #ifdef R1D_SM90
   extern __shared__ __align__(1024) uint8_t memory[];
-  auto* sums_full = reinterpret_cast<uint64_t*>(memory + plan.barriers);
-  uint64_t* full = sums_full + 1;
+  auto* known = reinterpret_cast<uint64_t*>(memory + plan.barriers);  // block
+  uint64_t* scales_full = known + 1;
+  uint64_t* entries_full = known + 2;  // tokens, weights
+  uint64_t* sums_full = known + 3;
+  uint64_t* full = known + kGateUpBarriers;
   uint64_t* empty = full + kGateUpStages;
+  auto* given = reinterpret_cast<int4*>(memory + plan.block);         // .z 0: no such block
+  auto* tokens = reinterpret_cast<int*>(memory + plan.tokens);        // of the block's entries
+  auto* weights = reinterpret_cast<float*>(memory + plan.weights);    // likewise
   auto* partial = reinterpret_cast<float2*>(memory + plan.partial);   // [round][split][128]
   auto* x_scales = reinterpret_cast<float*>(memory + plan.x_scales);  // [column block][token]
   auto* scales = reinterpret_cast<float2*>(memory + plan.scales);     // [column block] (gate, up)
@@ -177,9 +227,16 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int columns = shared ? unit : (unit - p.shared_columns) - index * p.routed_columns;
   const int first = min(rank * plan.per_split, p.hidden_blocks);
   const int count = min(plan.per_split, p.hidden_blocks - first);
+  const int h_columns = shared ? p.shared_columns : p.routed_columns;
+  const auto h_at = [&](int entry) { return static_cast<int64_t>(entry) * h_columns + columns; };
+  uint8_t* h = shared ? p.shared_h : p.h;
+  float* h_scale = shared ? p.shared_h_scale : p.h_scale;
 
   // ---- start ----
   if (threadIdx.x == 0) {
+    mbarrier_init(known, 1);
+    mbarrier_init(scales_full, 32);
+    mbarrier_init(entries_full, 1);
     mbarrier_init(sums_full, 1);
     for (int i = 0; i < kGateUpStages; ++i) {
       mbarrier_init(&full[i], 1);
@@ -189,37 +246,73 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
   __syncthreads();
   cluster_arrive();
-  prefetch(p);
-  grid_dependency_wait();
-  int4 block = make_int4(0, 0, p.num_tokens, 0);
-  bool active = true;
-  if (!shared) {
-    block = __ldcg(reinterpret_cast<const int4*>(p.lists.blocks) + index);
-    active = index < __ldcg(p.lists.num_blocks);
-  }
 
   if (warp == kConsumers / 32) {
-    // ---- weights ----
-    if (active && lane == 0) {
-      const uint64_t once = l2_evict_first();
-      const uint8_t* from =
-          (shared ? p.shared.gate_up.tiles
-                  : p.routed.gate_up_tiles + block.x * p.routed.gate_up_stride) +
-          (static_cast<int64_t>(columns) * kStrips * p.hidden_blocks + first) * kTileBytes;
-      Ring ring;
-      for (int b = 0; b < count; ++b) {
-        if (b == kTrigger) grid_launch_dependents();
-        mbarrier_wait(&empty[ring.stage], ring.phase ^ 1);
-        mbarrier_arrive_expect(&full[ring.stage], kStageBytes);
+    // ---- weights, and all that is known by the lists ----
+    int4 block = make_int4(0, 0, p.num_tokens, 0);
+    if (!shared) {
+      grid_dependency_wait();
+      block = __ldcg(reinterpret_cast<const int4*>(p.lists.blocks) + index);
+      if (index >= __ldcg(p.lists.num_blocks)) block.z = 0;
+    }
+    if (lane == 0) {
+      *given = block;
+      mbarrier_arrive(known);
+    }
+    if (block.z == 0) {
+      cluster_wait();
+      return;
+    }
+    // Small loads first: behind the weights they would wait for these.
+    const int64_t at =
+        (shared ? 0 : block.x * p.routed.gate_up_scale_stride) + columns * p.hidden_blocks + first;
+    const float* gate = (shared ? p.shared.gate_up.gate_scale : p.routed.gate_scale) + at;
+    const float* up = (shared ? p.shared.gate_up.up_scale : p.routed.up_scale) + at;
+    for (int i = lane; i < count; i += 32) {
+      cp_async_4(smem_address(&scales[i].x), gate + i);
+      cp_async_4(smem_address(&scales[i].y), up + i);
+    }
+    mbarrier_arrive_cp_async(scales_full);
+    int entry = lane;
+    if (lane < block.z && !shared) entry = __ldcg(p.lists.entries + block.y + lane);
+
+    const uint64_t once = l2_evict_first();
+    const uint8_t* from =
+        (shared ? p.shared.gate_up.tiles
+                : p.routed.gate_up_tiles + block.x * p.routed.gate_up_stride) +
+        (static_cast<int64_t>(columns) * kStrips * p.hidden_blocks + first) * kTileBytes;
+    Ring ring;
+    const auto load = [&](int b) {
+      mbarrier_wait(&empty[ring.stage], ring.phase ^ 1);
+      mbarrier_arrive_expect(&full[ring.stage], kStageBytes);
 #pragma unroll
-        for (int i = 0; i < kStrips; ++i) {
-          bulk_load_hint(memory + ring.stage * kStageBytes + i * kTileBytes,
-                         from + (static_cast<int64_t>(i) * p.hidden_blocks + b) * kTileBytes,
-                         kTileBytes,
-                         &full[ring.stage],
-                         once);
-        }
-        ring.advance(kGateUpStages);
+      for (int i = 0; i < kStrips; ++i) {
+        bulk_load_hint(memory + ring.stage * kStageBytes + i * kTileBytes,
+                       from + (static_cast<int64_t>(i) * p.hidden_blocks + b) * kTileBytes,
+                       kTileBytes,
+                       &full[ring.stage],
+                       once);
+      }
+      ring.advance(kGateUpStages);
+    };
+    const int early = min(count, shared ? count : kGateUpStages);
+    if (lane == 0) {
+      for (int b = 0; b < early; ++b) load(b);
+    }
+    __syncwarp();
+    float weight = 1;
+    if (lane < block.z && !shared) weight = __ldcg(p.weights + entry);
+    if (lane < block.z) {
+      tokens[lane] = shared ? lane : entry / p.top_k;
+      weights[lane] = weight;
+    }
+    __syncwarp();
+    if (shared) grid_dependency_wait();  // h may still be read until then
+    if (lane == 0) mbarrier_arrive(entries_full);
+    if (lane == 0) {
+      for (int b = early; b < count; ++b) {
+        if (b == kTrigger) grid_launch_dependents();
+        load(b);
       }
       grid_launch_dependents();
     }
@@ -228,11 +321,11 @@ __global__ void __launch_bounds__(kThreads, 2)
     return;
   }
 
-  // ---- rows of x and scales ----
+  // ---- rows of x, known before the lists ----
   for (int row = warp; row < p.num_tokens; row += kConsumers / 32) {
     const uint8_t* from = p.x.data + row * p.x.cols + static_cast<int64_t>(first) * kColumns;
     for (int piece = lane; piece < count * 8; piece += 32) {
-      cp_async_16(smem_address(rows + row * plan.pitch + piece * 16), from + piece * 16);
+      cp_async_16(smem_address(rows + piece * plan.pitch + row * 16), from + piece * 16);
     }
   }
   for (int i = threadIdx.x; i < 2 * count; i += kConsumers) {
@@ -241,80 +334,70 @@ __global__ void __launch_bounds__(kThreads, 2)
     cp_async_16(smem_address(x_scales + i / 2 * kFewTokens + token),
                 p.x.scale + (first + i / 2) * p.x.scale_stride + token);
   }
-  if (active) {
-    const int64_t at =
-        (shared ? 0 : block.x * p.routed.gate_up_scale_stride) + columns * p.hidden_blocks + first;
-    const float* gate = (shared ? p.shared.gate_up.gate_scale : p.routed.gate_scale) + at;
-    const float* up = (shared ? p.shared.gate_up.up_scale : p.routed.up_scale) + at;
-    for (int i = threadIdx.x; i < count; i += kConsumers) {
-      scales[i] = make_float2(__ldg(gate + i), __ldg(up + i));
-    }
-  }
+  prefetch(p);
   cp_async_wait_all();
-  if (!active) {
+  fence_async_shared();
+  named_barrier(1, kConsumers);
+  mbarrier_wait(known, 0);
+  const int4 block = *given;
+  if (block.z == 0) {
     cluster_wait();
     return;
   }
-  named_barrier(1, kConsumers);
-  // The lane's entry of the block; the one that the warp completes, if any, and its weight.
-  int entry = lane;
-  if (lane < block.z && !shared) entry = __ldcg(p.lists.entries + block.y + lane);
-  const int mine = rank + warp * kSplits;
-  const int mine_entry = __shfl_sync(~0U, entry, mine % 32);
-  float mine_weight = 1;
-  if (mine < block.z && !shared) mine_weight = __ldcg(p.weights + mine_entry);
 
   // ---- products: a column of the result per token, of which the expert's own are used ----
+  const int half = warp / 4;  // a warpgroup takes two strips
   float acc[2][4] = {};
-  const uint32_t x_row = smem_address(rows + lane % 8 * plan.pitch + lane / 8 * 16);
-  const uint32_t tile =
-      smem_address(memory) + warp / 2 * kTileBytes + (warp % 2 * 32 + lane % 16) * kColumns;
   Ring ring;
   for (int b = 0; b < count; ++b) {
-    uint32_t x[2][4];
-    ldmatrix_x4(x[0], x_row + b * kColumns);
-    ldmatrix_x4(x[1], x_row + b * kColumns + 64);
     const float2 x_scale =
         *reinterpret_cast<const float2*>(x_scales + b * kFewTokens + lane % 4 * 2);
-    const float2 scale = scales[b];
+    const uint64_t x = tokens_descriptor(rows + b * (kColumns / 16) * plan.pitch, plan.pitch);
     mbarrier_wait(&full[ring.stage], ring.phase);
-    float d[2][2][4] = {};
+    float d[2][4];
+    wgmma_fence();
 #pragma unroll
     for (int g = 0; g < 2; ++g) {
-      multiply_rows(d[g], tile + ring.stage * kStageBytes + g * 16 * kColumns, [&](int k) {
-        return make_uint2(x[k / 2][k % 2 * 2], x[k / 2][k % 2 * 2 + 1]);
-      });
+      const uint32_t strip = ring.stage * kStageBytes + (2 * half + g) * kTileBytes;
+      multiply_tile(d[g], smem_address(memory) + strip, x, plan.pitch);
     }
+    wgmma_commit();
+    wgmma_wait<0>();
+    wgmma_fence_registers(d[0]);
+    wgmma_fence_registers(d[1]);
     __syncwarp();
     if (lane == 0) mbarrier_arrive(&empty[ring.stage]);
     ring.advance(kGateUpStages);
+    if (b == 0) mbarrier_wait(scales_full, 0);
+    const float2 scale = scales[b];
 #pragma unroll
     for (int g = 0; g < 2; ++g) {
-      acc[g][0] = fmaf(d[g][0][0] + d[g][1][0], x_scale.x * scale.x, acc[g][0]);
-      acc[g][1] = fmaf(d[g][0][1] + d[g][1][1], x_scale.y * scale.x, acc[g][1]);
-      acc[g][2] = fmaf(d[g][0][2] + d[g][1][2], x_scale.x * scale.y, acc[g][2]);
-      acc[g][3] = fmaf(d[g][0][3] + d[g][1][3], x_scale.y * scale.y, acc[g][3]);
+      acc[g][0] = fmaf(d[g][0], x_scale.x * scale.x, acc[g][0]);
+      acc[g][1] = fmaf(d[g][1], x_scale.y * scale.x, acc[g][1]);
+      acc[g][2] = fmaf(d[g][2], x_scale.x * scale.y, acc[g][2]);
+      acc[g][3] = fmaf(d[g][3], x_scale.y * scale.y, acc[g][3]);
     }
   }
 
   // ---- sums meet in the block that completes the entry ----
   cluster_wait();
-  const int token = shared ? entry : entry / p.top_k;
+  mbarrier_wait(entries_full, 0);
   for (int i = 0; i < block.z; ++i) {
-    const int t = __shfl_sync(~0U, token, i);
+    const int t = tokens[i];
     if (lane % 4 != t / 2) continue;
     const int round = i / kSplits;
     const int to = i - round * kSplits;
     const uint32_t barrier = cluster_address(smem_address(sums_full), to);
 #pragma unroll
     for (int g = 0; g < 2; ++g) {
-      const float2* at =
-          partial + (round * kSplits + rank) * kColumns + (warp * 2 + g) * 8 + lane / 4;
+      const float2* at = partial + (round * kSplits + rank) * kColumns +
+                         ((2 * half + g) * 4 + warp % 4) * 8 + lane / 4;
       const float2 sum =
           t % 2 == 0 ? make_float2(acc[g][0], acc[g][2]) : make_float2(acc[g][1], acc[g][3]);
       cluster_store_async(cluster_address(smem_address(at), to), sum, barrier);
     }
   }
+  const int mine = rank + warp * kSplits;
   if (mine >= block.z) return;
   if (threadIdx.x == 0) {
     const int completed = (block.z - rank + kSplits - 1) / kSplits;
@@ -330,19 +413,19 @@ __global__ void __launch_bounds__(kThreads, 2)
     a.x += from[0].x, a.y += from[0].y, a.z += from[0].z, a.w += from[0].w;
     b.x += from[1].x, b.y += from[1].y, b.z += from[1].z, b.w += from[1].w;
   }
-  const Quantized q = quantized_h(a, b);
-  const int64_t to = shared ? static_cast<int64_t>(mine) * p.shared_columns + columns
-                            : static_cast<int64_t>(block.y + mine) * p.routed_columns + columns;
-  // A lane of down's takes 16 bytes: its words of two products of 32 columns.
-  const int place = lane / 16 * 16 + lane % 4 * 4 + lane % 16 / 4;
-  uint8_t* h = (shared ? p.shared_h : p.h) + to * kColumns;
-  reinterpret_cast<uint32_t*>(h)[place] = q.codes;
-  if (lane == 0) (shared ? p.shared_h_scale : p.h_scale)[to] = q.scale * mine_weight;
+  const Quantized q = quickly_quantized_h(a, b);
+  // A lane of down's takes 16 bytes: its words of two products of 32 columns. A token alone goes
+  // to the tensor cores as it stands.
+  const int place = kSplits == kSplitsAlone ? lane : lane / 16 * 16 + lane % 4 * 4 + lane % 16 / 4;
+  const int64_t to = h_at(block.y + mine);
+  reinterpret_cast<uint32_t*>(h + to * kColumns)[place] = q.codes;
+  if (lane == 0) h_scale[to] = q.scale * weights[mine];
 #endif  // R1D_SM90
 }
 
 // ---- down --------------------------------------------------------------------------------------
 
+template <bool kAlone>  // one token
 __global__ void __launch_bounds__(kThreads, 2)
     moe_down_few_f8(const __grid_constant__ Problem p, const __grid_constant__ DownPlan plan) {
 #ifdef R1D_SM90
@@ -351,7 +434,9 @@ __global__ void __launch_bounds__(kThreads, 2)
   uint64_t* full = h_full + 1;
   uint64_t* empty = full + kDownStages;
   auto* sums = reinterpret_cast<float*>(memory + plan.sum);  // [token][64 rows]
-  auto* experts = reinterpret_cast<int*>(memory + plan.experts);
+  auto* blocks = reinterpret_cast<int4*>(memory + plan.blocks);
+  auto* entries = reinterpret_cast<int*>(memory + plan.entries);
+  int* list_length = entries + p.num_tokens * p.top_k;
   auto* entry_of = reinterpret_cast<uint16_t*>(memory + plan.entry_of);  // [block][token]
   auto* scales = reinterpret_cast<float*>(memory + plan.scales);         // [block][column block]
   const int warp = threadIdx.x / 32;
@@ -367,36 +452,30 @@ __global__ void __launch_bounds__(kThreads, 2)
       mbarrier_init(&empty[i], kConsumers / 32);
     }
     mbarrier_init_fence();
+    *list_length = __ldcg(p.lists.num_blocks);
   }
-  // The lists are older than gate_up, which had waited for them when it let this kernel start.
-  const int num_blocks = __ldcg(p.lists.num_blocks);
-  int num_entries = 0;
-  if (num_blocks > 0) {
-    const int4 last = __ldcg(reinterpret_cast<const int4*>(p.lists.blocks) + num_blocks - 1);
-    num_entries = last.y + last.z;
+  // The lists are older than gate_up, which had waited for them when it let this kernel start. All
+  // of them in one trip to L2; what lies past their ends is not used.
+  for (int i = threadIdx.x; i < p.max_blocks; i += kThreads) {
+    blocks[i] = __ldcg(reinterpret_cast<const int4*>(p.lists.blocks) + i);
   }
-  for (int b = threadIdx.x; b <= num_blocks; b += kThreads) {
-    uint16_t* of = entry_of + b * kFewTokens;
-    if (b == num_blocks) {
-      for (int t = 0; t < kFewTokens; ++t) of[t] = t < p.num_tokens ? t : kNone;
-      continue;
-    }
-    const int4 block = __ldcg(reinterpret_cast<const int4*>(p.lists.blocks) + b);
-    experts[b] = block.x;
-    for (int t = 0; t < kFewTokens; ++t) of[t] = kNone;
-    for (int i = 0; i < block.z; ++i) {
-      of[__ldcg(p.lists.entries + block.y + i) / p.top_k] = static_cast<uint16_t>(block.y + i);
-    }
+  for (int i = threadIdx.x; i < p.num_tokens * p.top_k; i += kThreads) {
+    entries[i] = __ldcg(p.lists.entries + i);
   }
   __syncthreads();
+  const int num_blocks = *list_length;
 
   if (warp == kConsumers / 32) {
     // ---- weights ----
     if (lane != 0) return;
     const uint64_t once = l2_evict_first();
     Ring ring;
-    const auto stream = [&](const uint8_t* tiles, int columns) {
-      tiles += static_cast<int64_t>(strip) * columns * kTileBytes;
+    for (int b = 0; b <= num_blocks; ++b) {
+      const bool routed = b < num_blocks;
+      const int columns = routed ? p.routed_columns : p.shared_columns;
+      const uint8_t* tiles = (routed ? p.routed.down_tiles + blocks[b].x * p.routed.down_stride
+                                     : p.shared.down.tiles) +
+                             static_cast<int64_t>(strip) * columns * kTileBytes;
       for (int c = 0; c < columns; c += 2) {
         const uint32_t bytes = min(columns - c, 2) * kTileBytes;
         mbarrier_wait(&empty[ring.stage], ring.phase ^ 1);
@@ -408,27 +487,37 @@ __global__ void __launch_bounds__(kThreads, 2)
                        once);
         ring.advance(kDownStages);
       }
-    };
-    for (int b = 0; b < num_blocks; ++b) {
-      stream(p.routed.down_tiles + experts[b] * p.routed.down_stride, p.routed_columns);
     }
-    stream(p.shared.down.tiles, p.shared_columns);
     return;
   }
 
-  // ---- scales, then h at once ----
+  // ---- tables ----
+  for (int b = threadIdx.x; b <= num_blocks; b += kConsumers) {
+    uint16_t* of = entry_of + b * kFewTokens;
+    const bool routed = b < num_blocks;
+    for (int t = 0; t < kFewTokens; ++t) of[t] = !routed && t < p.num_tokens ? t : kNone;
+    for (int i = 0; routed && i < blocks[b].z; ++i) {
+      const int entry = blocks[b].y + i;
+      of[entries[entry] / p.top_k] = static_cast<uint16_t>(entry);
+    }
+  }
   for (int i = threadIdx.x; i < num_blocks * p.routed_columns; i += kConsumers) {
     const int b = i / p.routed_columns;
-    scales[i] = p.routed.down_scale[experts[b] * p.routed.down_scale_stride +
+    scales[i] = p.routed.down_scale[blocks[b].x * p.routed.down_scale_stride +
                                     (strip / 2 - b) * p.routed_columns + i];
   }
   float* shared_scales = scales + num_blocks * p.routed_columns;
   for (int i = threadIdx.x; i < p.shared_columns; i += kConsumers) {
     shared_scales[i] = p.shared.down.scale[strip / 2 * p.shared_columns + i];
   }
+
   named_barrier(1, kConsumers);
+
+  // ---- h at once ----
   grid_dependency_wait();
   if (threadIdx.x == 0) {
+    const int num_entries =
+        num_blocks > 0 ? blocks[num_blocks - 1].y + blocks[num_blocks - 1].z : 0;
     const auto bytes = [](int rows, int columns, int of) {
       return static_cast<uint32_t>(rows * columns * of + 15) / 16 * 16;
     };
@@ -450,52 +539,122 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   // ---- products: a warp takes 16 rows and every second column block ----
   const int half = warp / 4;
-  const uint32_t tile =
-      smem_address(memory) + half * kTileBytes + (warp % 4 * 16 + lane % 16) * kColumns;
   float acc[4] = {};
   Ring ring;
-  const auto add_block = [&](int b, int columns, const float* scale, int h_at, int h_scale_at) {
-    const uint16_t* of = entry_of + b * kFewTokens;
-    const int entry = of[lane / 4];
-    const int entry0 = of[lane % 4 * 2];
-    const int entry1 = of[lane % 4 * 2 + 1];
-    const uint8_t* h = memory + h_at + entry * columns * kColumns + lane % 4 * 16;
-    const auto* h_scale = reinterpret_cast<const float*>(memory + h_scale_at);
-    for (int c = half; c - half < columns; c += 2) {
-      uint4 x[2] = {};
-      float scale0 = 0;
-      float scale1 = 0;
-      if (c < columns) {
-        if (entry != kNone) {
-          x[0] = *reinterpret_cast<const uint4*>(h + c * kColumns);
-          x[1] = *reinterpret_cast<const uint4*>(h + c * kColumns + 64);
-        }
-        if (entry0 != kNone) scale0 = h_scale[entry0 * columns + c] * scale[c];
-        if (entry1 != kNone) scale1 = h_scale[entry1 * columns + c] * scale[c];
+  int b = 0;  // the next part's block and column block
+  int c = half;
+  const auto columns_of = [&](int b) {
+    return b < num_blocks ? p.routed_columns : p.shared_columns;
+  };
+  const auto more = [&] { return b <= num_blocks && c - half < columns_of(b); };
+  const auto advance = [&] {
+    c += 2;
+    if (c - half >= columns_of(b)) {
+      ++b;
+      c = half;
+    }
+  };
+  if constexpr (kAlone) {
+    // Only column 0 of a product counts. Three products are under way together.
+    constexpr int kBatch = 3;
+    while (more()) {
+      float scale[kBatch];
+      bool valid[kBatch];
+      uint64_t x[kBatch] = {};
+      uint32_t tile[kBatch] = {};
+      const Ring first = ring;
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        valid[j] = false;
+        scale[j] = 0;
+        x[j] = x[j > 0 ? j - 1 : 0];  // past the end: the one before again
+        tile[j] = tile[j > 0 ? j - 1 : 0];
+        if (!more()) continue;
+        const bool routed = b < num_blocks;
+        const int columns = columns_of(b);
+        const int at = (routed ? b * columns : 0) + min(c, columns - 1);
+        const auto* h_scale = reinterpret_cast<const float*>(
+            memory + (routed ? plan.h_scales : plan.shared_h_scales));
+        valid[j] = c < columns;
+        scale[j] = h_scale[at] * scales[(routed ? 0 : num_blocks * p.routed_columns) + at];
+        x[j] = tokens_descriptor(memory + (routed ? plan.h : plan.shared_h) + at * kColumns, 16);
+        tile[j] = smem_address(memory) + ring.stage * kPartBytes + half * kTileBytes;
+        mbarrier_wait(&full[ring.stage], ring.phase);
+        ring.advance(kDownStages);
+        advance();
       }
+      float d[kBatch][4];
+      wgmma_fence();
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) multiply_tile(d[j], tile[j], x[j], 16);
+      wgmma_commit();
+      wgmma_wait<0>();
+      __syncwarp();
+      for (Ring done = first; lane == 0 && done.stage != ring.stage; done.advance(kDownStages)) {
+        mbarrier_arrive(&empty[done.stage]);
+      }
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        wgmma_fence_registers(d[j]);
+        acc[0] = valid[j] ? fmaf(d[j][0], scale[j], acc[0]) : acc[0];
+        acc[2] = valid[j] ? fmaf(d[j][2], scale[j], acc[2]) : acc[2];
+      }
+    }
+  } else {
+    const uint32_t tile =
+        smem_address(memory) + half * kTileBytes + (warp % 4 * 16 + lane % 16) * kColumns;
+    struct Operands {
+      uint4 x[2];    // of token lane / 4
+      float2 scale;  // of tokens lane % 4 * 2 and the next
+      bool has[2];   // these
+    };
+    const auto fetch = [&] {
+      const bool routed = b < num_blocks;
+      const int columns = columns_of(b);
+      const uint16_t* of = entry_of + b * kFewTokens;
+      const int entry = of[lane / 4];
+      const int entry0 = of[lane % 4 * 2];
+      const int entry1 = of[lane % 4 * 2 + 1];
+      const uint8_t* h = memory + (routed ? plan.h : plan.shared_h) +
+                         (entry * columns + c) * kColumns + lane % 4 * 16;
+      const auto* h_scale =
+          reinterpret_cast<const float*>(memory + (routed ? plan.h_scales : plan.shared_h_scales)) +
+          c;
+      const bool there = c < columns;
+      Operands o{};
+      if (there && entry != kNone) {
+        o.x[0] = *reinterpret_cast<const uint4*>(h);
+        o.x[1] = *reinterpret_cast<const uint4*>(h + 64);
+      }
+      o.has[0] = there && entry0 != kNone;
+      o.has[1] = there && entry1 != kNone;
+      const float scale = there ? scales[b * p.routed_columns + c] : 0.0F;
+      if (o.has[0]) o.scale.x = h_scale[entry0 * columns] * scale;
+      if (o.has[1]) o.scale.y = h_scale[entry1 * columns] * scale;
+      return o;
+    };
+    Operands next{};
+    if (more()) next = fetch();
+    while (more()) {
+      const Operands now = next;
+      advance();
+      if (more()) next = fetch();
       mbarrier_wait(&full[ring.stage], ring.phase);
-      float d[2][4] = {};
+      float d[4];
       multiply_rows(d, tile + ring.stage * kPartBytes, [&](int k) {
-        return k % 2 == 0 ? make_uint2(x[k / 2].x, x[k / 2].y) : make_uint2(x[k / 2].z, x[k / 2].w);
+        const uint4& x = now.x[k / 2];
+        return k % 2 == 0 ? make_uint2(x.x, x.y) : make_uint2(x.z, x.w);
       });
       __syncwarp();
       if (lane == 0) mbarrier_arrive(&empty[ring.stage]);
       ring.advance(kDownStages);
-      if (c >= columns) continue;
-      if (entry0 != kNone) {
-        acc[0] = fmaf(d[0][0] + d[1][0], scale0, acc[0]);
-        acc[2] = fmaf(d[0][2] + d[1][2], scale0, acc[2]);
-      }
-      if (entry1 != kNone) {
-        acc[1] = fmaf(d[0][1] + d[1][1], scale1, acc[1]);
-        acc[3] = fmaf(d[0][3] + d[1][3], scale1, acc[3]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float sum = fmaf(d[i], i % 2 == 0 ? now.scale.x : now.scale.y, acc[i]);
+        acc[i] = now.has[i % 2] ? sum : acc[i];
       }
     }
-  };
-  for (int b = 0; b < num_blocks; ++b) {
-    add_block(b, p.routed_columns, scales + b * p.routed_columns, plan.h, plan.h_scales);
   }
-  add_block(num_blocks, p.shared_columns, shared_scales, plan.shared_h, plan.shared_h_scales);
 
   // ---- store ----
   float* sum = sums + lane % 4 * 2 * kSumPitch + warp % 4 * 16 + lane / 4;
@@ -551,7 +710,8 @@ cudaError_t enqueue_few(const Problem& p, const Launch& launch) {
   grid.blocks = dim3(static_cast<unsigned>(p.x.cols / kRows));
   grid.cluster = 1;
   grid.shared_bytes = down.bytes;
-  return enqueue(moe_down_few_f8, grid, launch, p, down);
+  const auto down_kernel = p.num_tokens == 1 ? &moe_down_few_f8<true> : &moe_down_few_f8<false>;
+  return enqueue(down_kernel, grid, launch, p, down);
 }
 
 }  // namespace r1d::kernels::moe

@@ -65,8 +65,10 @@ size_t moe_decode_workspace(const MoeDecodeSizes& sizes);
 //   out      [T, D] bf16, 16-byte aligned; complete: a token without a local expert gets the shared
 //            expert alone, or zeros
 // Assumes that a token names an expert once. cudaErrorInvalidValue: sizes outside the above.
-// The second launch reads `lists` before its own dependency wait: with launch.dependent they must
-// come from a kernel that the first launch depends on, as in the order router, moe_decode.
+// The first launch reads x before its own dependency wait, the second `lists`: with
+// launch.dependent, x must come from a kernel that the one before this call had waited for when it
+// let this call start, and the lists from that one, as in the order quantization, router,
+// moe_decode.
 cudaError_t moe_decode(const QuantizedRows& x,
                        int32_t num_tokens,
                        const float* weights,

@@ -42,9 +42,10 @@ struct ChoicePlan {
         pitch((size + 3) / 4 * 4),
         depth(size < r.top_k ? size : r.top_k) {}
   __host__ __device__ int places() const { return segments * pitch.n; }
+  __host__ __device__ int keys() const { return places() > 32 ? places() : 32; }
   // 32-bit words of shared memory for a token, a multiple of four.
   __host__ __device__ int words() const {
-    return (rules.num_experts + 3) / 4 * 4 + 3 * places() + kMaxTopK;
+    return (rules.num_experts + 3) / 4 * 4 + keys() + 2 * places() + kMaxTopK;
   }
 };
 
@@ -69,7 +70,7 @@ __device__ __forceinline__ float from_ordered(uint32_t key) {
 // A token's shared memory, 16-byte aligned.
 struct Choice {
   float* score;        // [E]
-  uint32_t* key;       // [places]; later the candidates'
+  uint32_t* key;       // [keys()]; later the candidates'
   uint32_t* sorted;    // [places]: keys of each segment, best first
   uint16_t* expert;    // [places]: whose they are
   uint16_t* finalist;  // [places]: the candidates'
@@ -78,7 +79,7 @@ struct Choice {
   __device__ __forceinline__ Choice(const ChoicePlan& plan, uint32_t* words) {
     const int places = plan.places();
     key = words;
-    sorted = key + places;
+    sorted = key + plan.keys();
     expert = reinterpret_cast<uint16_t*>(sorted + places);
     finalist = expert + places;
     chosen = reinterpret_cast<int32_t*>(finalist + places);
@@ -108,32 +109,58 @@ __device__ __forceinline__ void enter(
   token.sorted[place] = 0;
 }
 
+__device__ __forceinline__ void count_above(int& count, uint32_t key, uint32_t bar) {
+  asm("{\n.reg .pred p;\nsetp.gt.u32 p, %1, %2;\n@p add.s32 %0, %0, 1;\n}"
+      : "+r"(count)
+      : "r"(key), "r"(bar));
+}
+
 // How many of 4 * quads keys are ahead of `mine`, which stands at place `at` among them: those
-// above it and its equals at earlier places. mine > 0.
+// above it and its equals at earlier places. mine > 0. kQuads: where known at compile time, for
+// then all loads are under way together.
+template <int kQuads = 0>
 __device__ __forceinline__ int num_ahead(const uint32_t* keys, int quads, int at, uint32_t mine) {
   const auto* rows = reinterpret_cast<const uint4*>(keys);
-  const uint4 own = rows[at / 4];
-  int ahead = (at % 4 > 0 && own.x == mine ? 1 : 0) + (at % 4 > 1 && own.y == mine ? 1 : 0) +
-              (at % 4 > 2 && own.z == mine ? 1 : 0);
-#pragma unroll 8
-  for (int q = 0; q < quads; ++q) {
-    const uint4 k = rows[q];
-    const uint32_t above = mine - (q < at / 4 ? 1 : 0);
-    ahead += (k.x > above ? 1 : 0) + (k.y > above ? 1 : 0);
-    ahead += (k.z > above ? 1 : 0) + (k.w > above ? 1 : 0);
+  const int own = at / 4;
+  int ahead[4] = {};
+  const auto count = [&](const uint4& k, int q) {
+    const uint32_t bar = mine - (q < own ? 1 : 0);
+    count_above(ahead[0], k.x, bar);
+    count_above(ahead[1], k.y, bar);
+    count_above(ahead[2], k.z, bar);
+    count_above(ahead[3], k.w, bar);
+  };
+  const uint4 equals = rows[own];
+  if constexpr (kQuads > 0) {
+    uint4 k[kQuads];
+#pragma unroll
+    for (int q = 0; q < kQuads; ++q) k[q] = rows[q];
+#pragma unroll
+    for (int q = 0; q < kQuads; ++q) count(k[q], q);
+  } else {
+#pragma unroll 2
+    for (int q = 0; q < quads; ++q) count(rows[q], q);
   }
-  return ahead;
+  ahead[0] += static_cast<int>((at % 4 > 0) & (equals.x == mine));
+  ahead[1] += static_cast<int>((at % 4 > 1) & (equals.y == mine));
+  ahead[2] += static_cast<int>((at % 4 > 2) & (equals.z == mine));
+  return ahead[0] + ahead[1] + ahead[2] + ahead[3];
 }
+constexpr int kWarpQuads = 8;  // 32 keys
 
 // Step 2, for each place once all have been entered.
 __device__ __forceinline__ void sort_place(const ChoicePlan& plan, const Choice& token, int place) {
   const int segment = plan.pitch.divide(place);
   const int first = segment * plan.pitch.n;
+  const int quads = plan.pitch.n / 4;
   const uint32_t mine = token.key[place];
   if (mine == 0) return;
-  const int to = first + num_ahead(token.key + first, plan.pitch.n / 4, place - first, mine);
+  const uint32_t* keys = token.key + first;
+  const int at = place - first;
+  const int to = first + (quads == kWarpQuads ? num_ahead<kWarpQuads>(keys, quads, at, mine)
+                                              : num_ahead(keys, quads, at, mine));
   token.sorted[to] = mine;
-  token.expert[to] = static_cast<uint16_t>(segment * plan.size + place - first);
+  token.expert[to] = static_cast<uint16_t>(segment * plan.size + at);
 }
 
 // The groups that stay, bit g for group g; lane g holds the sum of its two best choices.
@@ -168,26 +195,38 @@ __device__ __forceinline__ int32_t choose(const ChoicePlan& plan, const Choice& 
     kept = best_groups(sum, plan.rules);
     num_kept = __popc(kept);
   }
-  // Candidates ascend by segment, then by place in it, so that equals do by expert.
+  // Candidates ascend by segment, then by place in it, so that equals do by expert. Zeros fill a
+  // warp.
   const int count = num_kept * plan.depth.n;
-  for (int c = lane; c < (count + 3) / 4 * 4; c += 32) {
+  token.chosen[lane] = 0;  // stays where no candidate is left
+  int c = lane;
+  do {
     const int nth = plan.depth.divide(c);
     int segment = nth;
     if (plan.by_group) {
       uint32_t left = kept;
+#pragma unroll 1
       for (int i = 0; i < nth; ++i) left &= left - 1;
       segment = __ffs(left) - 1;
     }
     const int from = segment * plan.pitch.n + c - nth * plan.depth.n;
-    token.key[c] = c < count ? token.sorted[from] : 0;
-    if (c < count) token.finalist[c] = token.expert[from];
-  }
-  token.chosen[lane] = 0;  // stays where no candidate is left
+    const bool valid = c < count;
+    token.key[c] = valid ? token.sorted[from] : 0;
+    if (valid) token.finalist[c] = token.expert[from];
+    c += 32;
+  } while (c < (count + 3) / 4 * 4);
   __syncwarp();
-  for (int c = lane; c < count; c += 32) {
-    const uint32_t mine = token.key[c];
-    const int slot = mine == 0 ? kMaxTopK : num_ahead(token.key, (count + 3) / 4, c, mine);
-    if (slot < plan.rules.top_k) token.chosen[slot] = token.finalist[c];
+  if (count <= 32) {
+    const uint32_t mine = token.key[lane];
+    const int slot = num_ahead<kWarpQuads>(token.key, kWarpQuads, lane, mine);
+    if (mine != 0 && slot < plan.rules.top_k) token.chosen[slot] = token.finalist[lane];
+  } else {
+#pragma unroll 1
+    for (c = lane; c < count; c += 32) {
+      const uint32_t mine = token.key[c];
+      const int slot = num_ahead(token.key, (count + 3) / 4, c, mine);
+      if (mine != 0 && slot < plan.rules.top_k) token.chosen[slot] = token.finalist[c];
+    }
   }
   __syncwarp();
   return token.chosen[lane];

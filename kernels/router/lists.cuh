@@ -18,6 +18,12 @@ struct ListShared {
 
 #ifdef R1D_SM90
 
+// token_block_size() is a power of two: this one.
+__device__ __forceinline__ int token_block_shift(int num_tokens) {
+  static_assert(token_block_size(8) == 8 && token_block_size(9) == 32);
+  return num_tokens <= 8 ? 3 : 5;
+}
+
 __device__ __forceinline__ int live_entries(const ListOptions& options, int num_tokens, int top_k) {
   const int live =
       options.live_tokens != nullptr ? min(max(*options.live_tokens, 0), num_tokens) : num_tokens;
@@ -28,22 +34,24 @@ __device__ __forceinline__ int live_entries(const ListOptions& options, int num_
 __device__ __forceinline__ void build_short_lists(
     int expert, int num_tokens, int entries, const ListOptions& options, const ExpertLists& lists) {
   const int lane = threadIdx.x % 32;
-  const int block_size = token_block_size(num_tokens);
+  const int shift = token_block_shift(num_tokens);
+  const int block_size = 1 << shift;
   const int id = expert - options.first_expert;
   const bool listed = lane < entries && id >= 0 && id < options.num_local;
   const uint32_t same = __match_any_sync(~0U, listed ? id : -1);
   const int rank = __popc(same & ((1U << lane) - 1));
   const int total = __popc(same);
   const int count = min(total - rank, block_size);  // of the block that begins with this entry
-  const bool leads = listed && rank % block_size == 0;
+  const int within = rank & (block_size - 1);
+  const bool leads = listed && within == 0;
   // Local id, then what a leading entry adds to the blocks and to the groups of 8.
   const uint32_t packed = !listed
                               ? ~0U
                               : static_cast<uint32_t>(id) << 8 |
                                     (leads ? 1U << 4 | static_cast<uint32_t>((count + 7) / 8) : 0U);
-  int begin = rank - rank % block_size;  // of the entry's block
-  int block = rank / block_size;
-  int group = block * (block_size / 8);
+  int begin = rank - within;  // of the entry's block
+  int block = rank >> shift;
+  int group = block << (shift - 3);
 #pragma unroll 4
   for (int i = 0; i < entries; ++i) {
     const uint32_t other = __shfl_sync(~0U, packed, i);
@@ -55,7 +63,7 @@ __device__ __forceinline__ void build_short_lists(
   if (leads) {
     *reinterpret_cast<int4*>(lists.blocks + block) = make_int4(id, begin, count, group);
   }
-  if (listed) lists.entries[begin + rank % block_size] = lane;
+  if (listed) lists.entries[begin + within] = lane;
   const int blocks = __popc(__ballot_sync(~0U, leads));
   if (lane == 0) *lists.num_blocks = blocks;
 }
@@ -66,7 +74,7 @@ __device__ __forceinline__ void build_short_lists(
 // threads search all entries instead.
 __device__ __forceinline__ void build_lists(const uint32_t* experts,
                                             int num_tokens,
-                                            int top_k,
+                                            const Divisor& top_k,
                                             int entries,  // of live tokens
                                             const ListOptions& options,
                                             const ExpertLists& lists,
@@ -76,10 +84,7 @@ __device__ __forceinline__ void build_lists(const uint32_t* experts,
   const int warp = tid / 32;
   const int lane = tid % 32;
   const int words = (num_tokens + 31) / 32;
-  // i / top_k as a product: off by less than 2^13 entries / 2^18, and fractions are multiples of
-  // 1 / top_k >= 1 / 32.
-  const uint32_t reciprocal = ((1U << 18) + top_k - 1) / top_k;
-  const auto token_of = [&](int i) { return static_cast<int>(i * reciprocal >> 18); };
+  const auto token_of = [&](int i) { return top_k.divide(i); };
   const auto local = [&](int i) { return static_cast<int>(experts[i]) - options.first_expert; };
   const auto listed = [&](int id) { return id >= 0 && id < options.num_local; };
   for (int e = tid; e < options.num_local; e += kListThreads) {
@@ -97,7 +102,8 @@ __device__ __forceinline__ void build_lists(const uint32_t* experts,
   twice = __syncthreads_or(twice) != 0;
 
   const int per_thread = (options.num_local + kListThreads - 1) / kListThreads;
-  const int block_size = token_block_size(num_tokens);
+  const int shift = token_block_shift(num_tokens);
+  const int block_size = 1 << shift;
   int count[kPerThread] = {};
   uint64_t mine = 0;  // entries, blocks and groups of 8 in 20 bits each
 #pragma unroll
@@ -113,7 +119,7 @@ __device__ __forceinline__ void build_lists(const uint32_t* experts,
       for (int i = 0; i < entries; ++i) count[p] += local(i) == e ? 1 : 0;
     }
     mine += static_cast<uint64_t>(count[p]) |
-            static_cast<uint64_t>((count[p] + block_size - 1) / block_size) << 20 |
+            static_cast<uint64_t>((count[p] + block_size - 1) >> shift) << 20 |
             static_cast<uint64_t>((count[p] + 7) / 8) << 40;
   }
   uint64_t before = mine;

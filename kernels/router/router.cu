@@ -50,6 +50,7 @@ struct Finish {
   uint32_t* published;  // [T * k]: expert + 1
   const float* bias;
   ChoicePlan plan;
+  Divisor top_k;
   ListOptions options;
   Routing routing;
   ExpertLists lists;
@@ -261,7 +262,7 @@ __device__ __forceinline__ void finish(const Finish& args,
   }
   build_lists(slots,
               args.num_tokens,
-              top_k,
+              args.top_k,
               entries,
               args.options,
               args.lists,
@@ -327,8 +328,8 @@ __global__ void __launch_bounds__(kThreads, 1)
                            inside && e0 + row + 8 < args.plan.rules.num_experts);
   }
   prefetch_bias(args);
-  grid_launch_dependents();
   grid_dependency_wait();
+  grid_launch_dependents();
   if (t0 < args.num_tokens) {
     uint4 b[kSteps];
     const auto* from = x + static_cast<int64_t>(t0 + row) * hidden + column;
@@ -399,8 +400,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
   }
   prefetch_bias(args);
-  grid_launch_dependents();
   grid_dependency_wait();
+  grid_launch_dependents();
   if (threadIdx.x == 0) {
     for (int i = 0; i < kChunks; ++i) {
       const int c = chunk_at(i);
@@ -509,8 +510,8 @@ __global__ void __launch_bounds__(kF32Threads) logits_f32(const float* weight,
                                                       ? weight[static_cast<int64_t>(e) * hidden + k]
                                                       : 0.0F;
   }
-  grid_launch_dependents();
   grid_dependency_wait();
+  grid_launch_dependents();
   for (int i = threadIdx.x; i < tokens * kChunk; i += kF32Threads) {
     const int k = k0 + i % kChunk;
     x_tile[i] =
@@ -535,8 +536,8 @@ template <int kPer>
 __global__ void __launch_bounds__(kThreads, 1) finish_kernel(const __grid_constant__ Finish args) {
 #ifdef R1D_SM90
   extern __shared__ __align__(128) uint8_t raw[];
-  grid_launch_dependents();
   grid_dependency_wait();
+  grid_launch_dependents();
   finish<kPer>(args, blockIdx.x, gridDim.x, raw);
 #endif  // R1D_SM90
 }
@@ -553,8 +554,8 @@ __global__ void __launch_bounds__(32 * kTokensPerBlock)
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const int t = blockIdx.x * kTokensPerBlock + warp;
-  grid_launch_dependents();
   grid_dependency_wait();
+  grid_launch_dependents();
   if (t >= num_tokens) return;
   const Choice token(plan, choices + warp * plan.words());
   for (int place = lane; place < plan.places(); place += 32) {
@@ -570,16 +571,16 @@ __global__ void __launch_bounds__(32 * kTokensPerBlock)
 }
 
 __global__ void __launch_bounds__(kThreads) list_kernel(
-    const int32_t* experts, int num_tokens, int top_k, ListOptions options, ExpertLists lists) {
+    const int32_t* experts, int num_tokens, Divisor top_k, ListOptions options, ExpertLists lists) {
 #ifdef R1D_SM90
   extern __shared__ __align__(128) uint8_t raw[];
   auto* slots = reinterpret_cast<uint32_t*>(raw);
-  grid_launch_dependents();
   grid_dependency_wait();
-  for (int i = threadIdx.x; i < num_tokens * top_k; i += kThreads) slots[i] = __ldcg(experts + i);
+  grid_launch_dependents();
+  for (int i = threadIdx.x; i < num_tokens * top_k.n; i += kThreads) slots[i] = __ldcg(experts + i);
   __syncthreads();
-  const int entries = live_entries(options, num_tokens, top_k);
-  auto& shared = *reinterpret_cast<ListShared*>(slots + slots_of(num_tokens, top_k));
+  const int entries = live_entries(options, num_tokens, top_k.n);
+  auto& shared = *reinterpret_cast<ListShared*>(slots + slots_of(num_tokens, top_k.n));
   build_lists(slots, num_tokens, top_k, entries, options, lists, shared);
 #endif  // R1D_SM90
 }
@@ -749,6 +750,7 @@ cudaError_t route_decode(const void* weight,
       .published = published,
       .bias = bias,
       .plan = ChoicePlan(rules),
+      .top_k = Divisor(rules.top_k),
       .options = options,
       .routing = routing,
       .lists = lists,
@@ -808,7 +810,7 @@ cudaError_t list_experts(const int32_t* experts,
   grid.blocks = dim3(1);
   grid.threads = dim3(kThreads);
   grid.shared_bytes = sizeof(uint32_t) * slots_of(num_tokens, top_k) + sizeof(ListShared);
-  return enqueue(list_kernel, grid, launch, experts, num_tokens, top_k, options, lists);
+  return enqueue(list_kernel, grid, launch, experts, num_tokens, Divisor(top_k), options, lists);
 }
 
 }  // namespace r1d::kernels

@@ -46,6 +46,9 @@ absl::Status FeedForward::moe_decode(const PreparedMoe& weights,
   const kernels::ExpertLists lists{.num_blocks = num_blocks_,
                                    .blocks = reinterpret_cast<kernels::ExpertBlock*>(blocks_),
                                    .entries = entries_};
+  // Ahead of the router: the experts read it while the router runs.
+  R1D_ASSIGN_OR_RETURN(const kernels::QuantizedRows rows,
+                       linear_.quantized(Kind::kExperts, x, tokens, dims_.hidden_size));
   const int64_t router_bytes =
       weights.router.rows * weights.router.cols * dtype_bytes(weights.router.dtype);
   const Cost routing{.bytes = static_cast<double>(router_bytes + tokens * dims_.hidden_size * 2),
@@ -74,8 +77,6 @@ absl::Status FeedForward::moe_decode(const PreparedMoe& weights,
                                  route_workspace_,
                                  launch);
   }));
-  R1D_ASSIGN_OR_RETURN(const kernels::QuantizedRows rows,
-                       linear_.quantized(Kind::kExperts, x, tokens, dims_.hidden_size));
   const PreparedMlp& first = weights.experts.front();
   const kernels::RoutedExperts routed{.gate_up_tiles = first.gate_up.tiles,
                                       .gate_up_stride = weights.tiles_stride,
