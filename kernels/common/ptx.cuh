@@ -72,18 +72,6 @@ __device__ __forceinline__ void mma_bf16_16x8x16(float (&d)[4],
 
 #ifdef R1D_SM90
 
-// d[16x8] += a[16x32] b[32x8], e4m3 in, f32 out (sm_89; sm_90 widens to f16 first, so a sum keeps
-// all of f32). Register i of a thread holds four values along K: a = rows lane / 4 and lane / 4 + 8
-// at columns 4 (lane % 4), then both at 16 more; b likewise.
-__device__ __forceinline__ void mma_e4m3_16x8x32(
-    float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
 // ---- programmatic dependent launch -------------------------------------------------------------
 
 // Blocks until every grid this one depends on has finished (or called launch_dependents) and its

@@ -2,22 +2,22 @@
 // Problem   moe_decode of up to 8 tokens and a rank's share of up to 512 columns of h.
 // Layout    as in moe_decode.cu, but h between the launches is [entry][I / 128][128] e4m3, its
 //           scales, times the routing weight, [entry][I / 128]; entries as in ExpertLists, those of
-//           the shared expert are tokens. 32-bit words of h are in the order of matrix fragments.
+//           the shared expert are tokens.
 // Bound     bytes: 5.5 MB an expert for R1 on 8 ranks, so 1 token 49.5 MB, 11.6 us at 4.3 TB/s.
 // Launch    gate_up: a cluster per (expert, 128 columns of h), a block of it per share of D (R1: 8
 //           blocks x 18 units = 144 at 1 token), two blocks to an SM by shared memory. down: a
 //           block per 64 output columns, one beside one of gate_up.
-// Numerics  e4m3 products widened to f16, exact, summed in f32 over 128 columns, then f32 with both
-//           scales; gate_up sums its share of D, then shares; down sums experts ascending, the
-//           shared one last, even and odd column blocks apart. All orders are fixed by the sizes
-//           alone.
+// Numerics  e4m3 products on the tensor cores over 128 columns, then f32 with both scales. gate_up
+//           sums its share of D, then shares; down sums experts ascending, the shared one last,
+//           even and odd column blocks apart. All orders are fixed by the sizes alone.
 // Source    DeepSeek-V3 report, sections 2.1.2 and 3.3.
 //
-// With bytes for 12 us everything that is serial counts, and it is arranged so that little is:
-// scales of all experts and the shared expert's weights come to L2 before the lists are known; x is
-// copied for all tokens, whoever needs it; the products take every token as a column, so no rows
-// are gathered; sums travel to the block that completes an entry through its shared memory; down
-// has its first weights in shared memory when h is ready and takes all of h in one copy.
+// With bytes for 12 us everything that is serial counts, and it is arranged so that little is: x,
+// the shared expert's weights and the scales of all experts come before the lists are known, and
+// the shared expert's products too; one warp reads the lists; the products take every token as a
+// column, so no rows are gathered; sums travel to the block that completes an entry through its
+// shared memory; down has its first weights in shared memory when h is ready and takes all of h in
+// one copy.
 #include <cstddef>
 
 #include "kernels/common/ptx.cuh"
@@ -40,7 +40,6 @@ constexpr int kStageBytes = kStrips * kTileBytes;  // of gate_up's ring: a colum
 constexpr int kRows = 64;                          // output columns of a block of down
 constexpr int kPartBytes = 2 * kTileBytes;         // of down's ring: two tiles, neighbours along K
 constexpr int kSumPitch = 68;
-constexpr int kNone = 0xFFFF;
 constexpr int kGateUpBarriers = 4;  // besides the ring's
 constexpr size_t kMostSharedBytes = 226 * 1024;
 
@@ -83,10 +82,8 @@ GateUpPlan plan_gate_up(const Problem& p) {
   return a;
 }
 
-// The tables of blocks have one more, the shared expert's.
 struct DownPlan {
-  int barriers, sum, blocks, entries, entry_of, scales, h, shared_h, h_scales, shared_h_scales;
-  int bytes;
+  int barriers, sum, blocks, tokens, scales, h, shared_h, h_scales, shared_h_scales, bytes;
 };
 
 DownPlan plan_down(const Problem& p) {
@@ -96,13 +93,13 @@ DownPlan plan_down(const Problem& p) {
   a.barriers = layout.take((1 + 2 * kDownStages) * sizeof(uint64_t));
   a.sum = layout.take(kFewTokens * kSumPitch * sizeof(float));
   a.blocks = layout.take(p.max_blocks * sizeof(int4));
-  a.entries = layout.take((entries + 1) * sizeof(int));
-  a.entry_of = layout.take((p.max_blocks + 1) * kFewTokens * sizeof(uint16_t));
+  a.tokens = layout.take((entries + 1) * sizeof(int));
   a.scales = layout.take((p.max_blocks * p.routed_columns + p.shared_columns) * sizeof(float));
   a.h = layout.take(entries * p.routed_columns * kColumns);
   a.shared_h = layout.take(p.num_tokens * p.shared_columns * kColumns);
   a.h_scales = layout.take(entries * p.routed_columns * sizeof(float));
   a.shared_h_scales = layout.take(p.num_tokens * p.shared_columns * sizeof(float));
+  layout.take(kFewTokens * 16);  // read behind the last row of h, as tokens_descriptor() says
   a.bytes = layout.bytes;
   return a;
 }
@@ -120,27 +117,10 @@ struct Ring {
   }
 };
 
-// d = 16 rows of a tile (128-byte swizzle; `tile`: the lane's row of ldmatrix) times 8 tokens;
-// step(k): their fragments for columns 32 k ...
-template <typename Step>
-__device__ __forceinline__ void multiply_rows(float (&d)[4], uint32_t tile, Step&& step) {
-  const int lane = threadIdx.x % 32;
-  uint32_t a[4][4];
-#pragma unroll
-  for (int k = 0; k < 4; ++k) ldmatrix_x4(a[k], tile + ((2 * k + lane / 16) ^ (lane % 8)) * 16);
-  float sums[2][4] = {};
-#pragma unroll
-  for (int k = 0; k < 4; ++k) {
-    const uint2 b = step(k);
-    mma_e4m3_16x8x32(sums[k % 2], a[k][0], a[k][1], a[k][2], a[k][3], b.x, b.y);
-  }
-#pragma unroll
-  for (int i = 0; i < 4; ++i) d[i] = sums[0][i] + sums[1][i];
-}
-
 // Tokens' columns as an operand of wgmma without a swizzle: 16 columns of eight tokens, 16 bytes a
-// token, then the next 16 columns `pitch` bytes on. A token alone needs no room for the others:
-// what stands in their places only gives columns of the result that nobody reads.
+// token, then the next 16 columns `pitch` bytes on. A token alone needs no room for the others
+// (pitch 16: a row as it stands in memory): what is in their places only gives columns of the
+// result that nobody reads.
 __device__ __forceinline__ uint64_t tokens_descriptor(const void* at, int pitch) {
   return wgmma_descriptor(smem_address(at), pitch, pitch, 0);
 }
@@ -308,8 +288,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     __syncwarp();
     if (shared) grid_dependency_wait();  // h may still be read until then
-    if (lane == 0) mbarrier_arrive(entries_full);
     if (lane == 0) {
+      mbarrier_arrive(entries_full);
       for (int b = early; b < count; ++b) {
         if (b == kTrigger) grid_launch_dependents();
         load(b);
@@ -321,7 +301,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     return;
   }
 
-  // ---- rows of x, known before the lists ----
+  // ---- rows of x: complete before this kernel may start, as moe_decode() demands ----
   for (int row = warp; row < p.num_tokens; row += kConsumers / 32) {
     const uint8_t* from = p.x.data + row * p.x.cols + static_cast<int64_t>(first) * kColumns;
     for (int piece = lane; piece < count * 8; piece += 32) {
@@ -414,18 +394,14 @@ __global__ void __launch_bounds__(kThreads, 2)
     b.x += from[1].x, b.y += from[1].y, b.z += from[1].z, b.w += from[1].w;
   }
   const Quantized q = quickly_quantized_h(a, b);
-  // A lane of down's takes 16 bytes: its words of two products of 32 columns. A token alone goes
-  // to the tensor cores as it stands.
-  const int place = kSplits == kSplitsAlone ? lane : lane / 16 * 16 + lane % 4 * 4 + lane % 16 / 4;
   const int64_t to = h_at(block.y + mine);
-  reinterpret_cast<uint32_t*>(h + to * kColumns)[place] = q.codes;
+  reinterpret_cast<uint32_t*>(h + to * kColumns)[lane] = q.codes;
   if (lane == 0) h_scale[to] = q.scale * weights[mine];
 #endif  // R1D_SM90
 }
 
 // ---- down --------------------------------------------------------------------------------------
 
-template <bool kAlone>  // one token
 __global__ void __launch_bounds__(kThreads, 2)
     moe_down_few_f8(const __grid_constant__ Problem p, const __grid_constant__ DownPlan plan) {
 #ifdef R1D_SM90
@@ -435,10 +411,9 @@ __global__ void __launch_bounds__(kThreads, 2)
   uint64_t* empty = full + kDownStages;
   auto* sums = reinterpret_cast<float*>(memory + plan.sum);  // [token][64 rows]
   auto* blocks = reinterpret_cast<int4*>(memory + plan.blocks);
-  auto* entries = reinterpret_cast<int*>(memory + plan.entries);
-  int* list_length = entries + p.num_tokens * p.top_k;
-  auto* entry_of = reinterpret_cast<uint16_t*>(memory + plan.entry_of);  // [block][token]
-  auto* scales = reinterpret_cast<float*>(memory + plan.scales);         // [block][column block]
+  auto* tokens = reinterpret_cast<int*>(memory + plan.tokens);  // [entry]
+  int* list_length = tokens + p.num_tokens * p.top_k;
+  auto* scales = reinterpret_cast<float*>(memory + plan.scales);  // [block][column block]
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const int strip = blockIdx.x;
@@ -460,7 +435,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     blocks[i] = __ldcg(reinterpret_cast<const int4*>(p.lists.blocks) + i);
   }
   for (int i = threadIdx.x; i < p.num_tokens * p.top_k; i += kThreads) {
-    entries[i] = __ldcg(p.lists.entries + i);
+    tokens[i] = __ldcg(p.lists.entries + i) / p.top_k;
   }
   __syncthreads();
   const int num_blocks = *list_length;
@@ -491,16 +466,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     return;
   }
 
-  // ---- tables ----
-  for (int b = threadIdx.x; b <= num_blocks; b += kConsumers) {
-    uint16_t* of = entry_of + b * kFewTokens;
-    const bool routed = b < num_blocks;
-    for (int t = 0; t < kFewTokens; ++t) of[t] = !routed && t < p.num_tokens ? t : kNone;
-    for (int i = 0; routed && i < blocks[b].z; ++i) {
-      const int entry = blocks[b].y + i;
-      of[entries[entry] / p.top_k] = static_cast<uint16_t>(entry);
-    }
-  }
+  // ---- scales ----
   for (int i = threadIdx.x; i < num_blocks * p.routed_columns; i += kConsumers) {
     const int b = i / p.routed_columns;
     scales[i] = p.routed.down_scale[blocks[b].x * p.routed.down_scale_stride +
@@ -537,121 +503,72 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
   mbarrier_wait(h_full, 0);
 
-  // ---- products: a warp takes 16 rows and every second column block ----
+  // ---- products: a warpgroup takes every second column block, one entry after another; column 0
+  // of each product counts. Several are under way together. ----
+  constexpr int kBatch = 3;
   const int half = warp / 4;
-  float acc[4] = {};
+  float acc[4] = {};  // rows lane / 4 and 8 on, of tokens lane % 4 * 2 and the next
   Ring ring;
-  int b = 0;  // the next part's block and column block
+  int b = 0;  // the next product's block, column block and entry of the block
   int c = half;
+  int i = 0;
   const auto columns_of = [&](int b) {
     return b < num_blocks ? p.routed_columns : p.shared_columns;
   };
   const auto more = [&] { return b <= num_blocks && c - half < columns_of(b); };
-  const auto advance = [&] {
-    c += 2;
-    if (c - half >= columns_of(b)) {
-      ++b;
-      c = half;
-    }
-  };
-  if constexpr (kAlone) {
-    // Only column 0 of a product counts. Three products are under way together.
-    constexpr int kBatch = 3;
-    while (more()) {
-      float scale[kBatch];
-      bool valid[kBatch];
-      uint64_t x[kBatch] = {};
-      uint32_t tile[kBatch] = {};
-      const Ring first = ring;
+  while (more()) {
+    float scale[kBatch];
+    int token[kBatch];  // -1: none
+    uint64_t h[kBatch] = {};
+    uint32_t tile[kBatch] = {};
+    const Ring first = ring;
 #pragma unroll
-      for (int j = 0; j < kBatch; ++j) {
-        valid[j] = false;
-        scale[j] = 0;
-        x[j] = x[j > 0 ? j - 1 : 0];  // past the end: the one before again
-        tile[j] = tile[j > 0 ? j - 1 : 0];
-        if (!more()) continue;
-        const bool routed = b < num_blocks;
-        const int columns = columns_of(b);
-        const int at = (routed ? b * columns : 0) + min(c, columns - 1);
-        const auto* h_scale = reinterpret_cast<const float*>(
-            memory + (routed ? plan.h_scales : plan.shared_h_scales));
-        valid[j] = c < columns;
-        scale[j] = h_scale[at] * scales[(routed ? 0 : num_blocks * p.routed_columns) + at];
-        x[j] = tokens_descriptor(memory + (routed ? plan.h : plan.shared_h) + at * kColumns, 16);
-        tile[j] = smem_address(memory) + ring.stage * kPartBytes + half * kTileBytes;
-        mbarrier_wait(&full[ring.stage], ring.phase);
-        ring.advance(kDownStages);
-        advance();
-      }
-      float d[kBatch][4];
-      wgmma_fence();
-#pragma unroll
-      for (int j = 0; j < kBatch; ++j) multiply_tile(d[j], tile[j], x[j], 16);
-      wgmma_commit();
-      wgmma_wait<0>();
-      __syncwarp();
-      for (Ring done = first; lane == 0 && done.stage != ring.stage; done.advance(kDownStages)) {
-        mbarrier_arrive(&empty[done.stage]);
-      }
-#pragma unroll
-      for (int j = 0; j < kBatch; ++j) {
-        wgmma_fence_registers(d[j]);
-        acc[0] = valid[j] ? fmaf(d[j][0], scale[j], acc[0]) : acc[0];
-        acc[2] = valid[j] ? fmaf(d[j][2], scale[j], acc[2]) : acc[2];
-      }
-    }
-  } else {
-    const uint32_t tile =
-        smem_address(memory) + half * kTileBytes + (warp % 4 * 16 + lane % 16) * kColumns;
-    struct Operands {
-      uint4 x[2];    // of token lane / 4
-      float2 scale;  // of tokens lane % 4 * 2 and the next
-      bool has[2];   // these
-    };
-    const auto fetch = [&] {
+    for (int j = 0; j < kBatch; ++j) {
+      token[j] = -1;
+      scale[j] = 0;
+      h[j] = h[j > 0 ? j - 1 : 0];  // past the end: the one before again
+      tile[j] = tile[j > 0 ? j - 1 : 0];
+      if (!more()) continue;
       const bool routed = b < num_blocks;
       const int columns = columns_of(b);
-      const uint16_t* of = entry_of + b * kFewTokens;
-      const int entry = of[lane / 4];
-      const int entry0 = of[lane % 4 * 2];
-      const int entry1 = of[lane % 4 * 2 + 1];
-      const uint8_t* h = memory + (routed ? plan.h : plan.shared_h) +
-                         (entry * columns + c) * kColumns + lane % 4 * 16;
+      const int entry = (routed ? blocks[b].y : 0) + i;
+      const int column = min(c, columns - 1);
+      const int at = entry * columns + column;
       const auto* h_scale =
-          reinterpret_cast<const float*>(memory + (routed ? plan.h_scales : plan.shared_h_scales)) +
-          c;
-      const bool there = c < columns;
-      Operands o{};
-      if (there && entry != kNone) {
-        o.x[0] = *reinterpret_cast<const uint4*>(h);
-        o.x[1] = *reinterpret_cast<const uint4*>(h + 64);
-      }
-      o.has[0] = there && entry0 != kNone;
-      o.has[1] = there && entry1 != kNone;
-      const float scale = there ? scales[b * p.routed_columns + c] : 0.0F;
-      if (o.has[0]) o.scale.x = h_scale[entry0 * columns] * scale;
-      if (o.has[1]) o.scale.y = h_scale[entry1 * columns] * scale;
-      return o;
-    };
-    Operands next{};
-    if (more()) next = fetch();
-    while (more()) {
-      const Operands now = next;
-      advance();
-      if (more()) next = fetch();
+          reinterpret_cast<const float*>(memory + (routed ? plan.h_scales : plan.shared_h_scales));
+      if (c < columns) token[j] = routed ? tokens[entry] : entry;
+      scale[j] = h_scale[at] * scales[b * p.routed_columns + column];
+      h[j] = tokens_descriptor(memory + (routed ? plan.h : plan.shared_h) + at * kColumns, 16);
+      tile[j] = smem_address(memory) + ring.stage * kPartBytes + half * kTileBytes;
       mbarrier_wait(&full[ring.stage], ring.phase);
-      float d[4];
-      multiply_rows(d, tile + ring.stage * kPartBytes, [&](int k) {
-        const uint4& x = now.x[k / 2];
-        return k % 2 == 0 ? make_uint2(x.x, x.y) : make_uint2(x.z, x.w);
-      });
-      __syncwarp();
-      if (lane == 0) mbarrier_arrive(&empty[ring.stage]);
+      if (++i < (routed ? blocks[b].z : p.num_tokens)) continue;
+      i = 0;
       ring.advance(kDownStages);
+      c += 2;
+      if (c - half < columns) continue;
+      c = half;
+      ++b;
+    }
+    float d[kBatch][4];
+    wgmma_fence();
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float sum = fmaf(d[i], i % 2 == 0 ? now.scale.x : now.scale.y, acc[i]);
-        acc[i] = now.has[i % 2] ? sum : acc[i];
+    for (int j = 0; j < kBatch; ++j) multiply_tile(d[j], tile[j], h[j], 16);
+    wgmma_commit();
+    wgmma_wait<0>();
+    __syncwarp();
+    for (Ring done = first; lane == 0 && done.stage != ring.stage; done.advance(kDownStages)) {
+      mbarrier_arrive(&empty[done.stage]);
+    }
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      wgmma_fence_registers(d[j]);
+      const float low = __shfl_sync(~0U, d[j][0], lane & ~3);
+      const float high = __shfl_sync(~0U, d[j][2], lane & ~3);
+#pragma unroll
+      for (int t = 0; t < 2; ++t) {
+        const bool mine = token[j] == lane % 4 * 2 + t;
+        acc[t] = mine ? fmaf(low, scale[j], acc[t]) : acc[t];
+        acc[2 + t] = mine ? fmaf(high, scale[j], acc[2 + t]) : acc[2 + t];
       }
     }
   }
@@ -710,8 +627,7 @@ cudaError_t enqueue_few(const Problem& p, const Launch& launch) {
   grid.blocks = dim3(static_cast<unsigned>(p.x.cols / kRows));
   grid.cluster = 1;
   grid.shared_bytes = down.bytes;
-  const auto down_kernel = p.num_tokens == 1 ? &moe_down_few_f8<true> : &moe_down_few_f8<false>;
-  return enqueue(down_kernel, grid, launch, p, down);
+  return enqueue(moe_down_few_f8, grid, launch, p, down);
 }
 
 }  // namespace r1d::kernels::moe

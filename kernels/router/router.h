@@ -86,6 +86,8 @@ size_t route_decode_workspace(int32_t num_tokens, int64_t hidden, int32_t num_ex
 // blocks would not all fit on the GPU at once (many experts, f32 weights). f32 accumulation,
 // products exact, a fixed order of sums: a token's result does not depend on the others.
 // NOTE: the one launch's blocks wait for each other. What runs beside it must end by itself.
+// NOTE: it lets the kernel behind it start after its own dependency wait, not before: the experts
+// read what the router waited for ahead of their own wait.
 //   weight   [E, D] bf16 or f32, 16-byte aligned; D = hidden, a multiple of 8
 //   bias     [E] f32, may be null
 //   x        [T, D] bf16, normed, 16-byte aligned
