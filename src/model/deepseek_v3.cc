@@ -183,15 +183,22 @@ class DeepSeekV3::Impl {
 
     R1D_RETURN_IF_ERROR(ops_.begin_step(inputs));
     R1D_RETURN_IF_ERROR(ops_.embed(weights_.embedding, weights_.first_vocab_row, residual));
-    R1D_RETURN_IF_ERROR(ops_.norm(residual, weights_.layers.front().input_norm, x));
+    R1D_RETURN_IF_ERROR(
+        ops_.norm(residual, weights_.layers.front().input_norm, x, ops::NormReader::kAttention));
     for (size_t i = 0; i < weights_.layers.size(); ++i) {
       R1D_RETURN_IF_ERROR(base::fault_status(base::FaultPoint::kLayer, rank_));
       const Layer& layer = weights_.layers[i];
       R1D_RETURN_IF_ERROR(ops_.attention(layer.attention, pages[i], x, partial));
-      R1D_RETURN_IF_ERROR(ops_.reduce_add_norm(partial, residual, layer.post_attention_norm, x));
+      R1D_RETURN_IF_ERROR(
+          ops_.reduce_add_norm(partial,
+                               residual,
+                               layer.post_attention_norm,
+                               x,
+                               layer.is_moe ? ops::NormReader::kMoe : ops::NormReader::kMlp));
       R1D_RETURN_IF_ERROR(layer.is_moe ? ops_.moe(layer.moe, x, partial)
                                        : ops_.mlp(layer.mlp, x, partial));
-      R1D_RETURN_IF_ERROR(ops_.reduce_add_norm(partial, residual, norm_after(i), x));
+      R1D_RETURN_IF_ERROR(
+          ops_.reduce_add_norm(partial, residual, norm_after(i), x, reader_after(i)));
       layers_done.fetch_add(1, std::memory_order_relaxed);
     }
     return ops_.logits(weights_.head, weights_.first_vocab_row, x, logits);
@@ -205,6 +212,11 @@ class DeepSeekV3::Impl {
   [[nodiscard]] const float* norm_after(size_t layer) const {
     return layer + 1 < weights_.layers.size() ? weights_.layers[layer + 1].input_norm
                                               : weights_.final_norm;
+  }
+
+  [[nodiscard]] ops::NormReader reader_after(size_t layer) const {
+    return layer + 1 < weights_.layers.size() ? ops::NormReader::kAttention
+                                              : ops::NormReader::kLogits;
   }
 
   [[nodiscard]] ops::Tensor view(ops::Buffer& buffer, int64_t rows) const {

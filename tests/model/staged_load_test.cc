@@ -58,11 +58,14 @@ class StagedOps final : public ops::Ops {
   [[nodiscard]] absl::Status embed(const ops::Matrix&, int64_t, ops::Tensor) override {
     return no();
   }
-  [[nodiscard]] absl::Status norm(ops::Tensor, const float*, ops::Tensor) override { return no(); }
-  [[nodiscard]] absl::Status reduce_add_norm(ops::Tensor,
-                                             ops::Tensor,
-                                             const float*,
-                                             ops::Tensor) override {
+  [[nodiscard]] absl::Status norm(ops::Tensor,
+                                  const float*,
+                                  ops::Tensor,
+                                  ops::NormReader) override {
+    return no();
+  }
+  [[nodiscard]] absl::Status reduce_add_norm(
+      ops::Tensor, ops::Tensor, const float*, ops::Tensor, ops::NormReader) override {
     return no();
   }
   [[nodiscard]] absl::Status attention(const ops::AttentionWeights&,

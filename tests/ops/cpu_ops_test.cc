@@ -91,7 +91,8 @@ TEST(CpuOpsTest, ReduceAddNormSumsInRankOrderAndAgreesOnEveryRank) {
       ASSERT_TRUE(ops.reduce_add_norm(test::tensor_of(partial, kTokens, kHidden),
                                       test::tensor_of(residual, kTokens, kHidden),
                                       weight.data(),
-                                      out.tensor(kTokens, kHidden))
+                                      out.tensor(kTokens, kHidden),
+                                      NormReader::kMlp)
                       .ok());
       out.expect_intact();
       EXPECT_EQ(std::memcmp(residual.data(), sum.data(), sum.size() * 4), 0);
@@ -116,7 +117,9 @@ TEST(CpuOpsTest, ReduceAddNormTakesStridedTensors) {
     p.stride = 100;
     r.stride = 80;
     ASSERT_TRUE(ops.begin_step(step.inputs()).ok());
-    ASSERT_TRUE(ops.reduce_add_norm(p, r, weight.data(), test::tensor_of(out, 2, kHidden)).ok());
+    ASSERT_TRUE(
+        ops.reduce_add_norm(p, r, weight.data(), test::tensor_of(out, 2, kHidden), NormReader::kMlp)
+            .ok());
     for (const float v : out) EXPECT_NEAR(v, 2.0F, 1e-6);  // all 3, normed to 1, times 2
     EXPECT_EQ(partial[kHidden], 1.0F);
     EXPECT_EQ(residual[kHidden], 1.0F);
@@ -168,8 +171,8 @@ TEST(CpuOpsTest, NoTokensAndNoLogitRowsAreFine) {
     const Tensor empty = test::tensor_of(none, 0, kHidden);
     EXPECT_TRUE(ops.begin_step({}).ok());
     EXPECT_TRUE(ops.embed(table.view, 0, empty).ok());
-    EXPECT_TRUE(ops.norm(empty, weight.data(), empty).ok());
-    EXPECT_TRUE(ops.reduce_add_norm(empty, empty, weight.data(), empty).ok());
+    EXPECT_TRUE(ops.norm(empty, weight.data(), empty, NormReader::kMlp).ok());
+    EXPECT_TRUE(ops.reduce_add_norm(empty, empty, weight.data(), empty, NormReader::kMlp).ok());
     EXPECT_TRUE(ops.logits(table.view, 0, empty, nullptr).ok());
     EXPECT_TRUE(ops.end_step().ok());
   });

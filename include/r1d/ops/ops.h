@@ -116,6 +116,9 @@ struct StepInputs {
   SampleRequest* sample = nullptr;      // for an Ops that samples; null: logits alone
 };
 
+// What reads a norm's rows, which may then be written in the form that it takes alone.
+enum class NormReader : uint8_t { kAttention, kMlp, kMoe, kLogits };
+
 // DeepSeek-V2 report, section 2.1 (arXiv 2405.04434); H = heads on this rank.
 struct AttentionWeights {
   const float* input_norm = nullptr;  // unused by attention(); kept with the layer
@@ -268,15 +271,16 @@ class Ops {
   // ranks: out [T, D] holds whole rows. table [rows, D] is the rank's vocabulary slice.
   [[nodiscard]] virtual absl::Status embed(const Matrix& table, int64_t first_row, Tensor out) = 0;
 
-  // out = rmsnorm(x) * weight; mean and rsqrt in f32. x, out [T, D].
-  [[nodiscard]] virtual absl::Status norm(Tensor x, const float* weight, Tensor out) = 0;
+  // out = rmsnorm(x) * weight; mean and rsqrt in f32. x, out [T, D]. `reader` alone reads it.
+  [[nodiscard]] virtual absl::Status norm(Tensor x,
+                                          const float* weight,
+                                          Tensor out,
+                                          NormReader reader) = 0;
 
   // residual += sum over ranks of partial; out = rmsnorm(residual) * weight. All [T, D]; `partial`
-  // is scratch afterwards. A collective: every rank calls it.
-  [[nodiscard]] virtual absl::Status reduce_add_norm(Tensor partial,
-                                                     Tensor residual,
-                                                     const float* weight,
-                                                     Tensor out) = 0;
+  // is scratch afterwards; `reader` alone reads `out`. A collective: every rank calls it.
+  [[nodiscard]] virtual absl::Status reduce_add_norm(
+      Tensor partial, Tensor residual, const float* weight, Tensor out, NormReader reader) = 0;
 
   // One MLA block over x [T, D] (normed): writes the step's latents to `pages`, attends, projects.
   // out [T, D] is this rank's partial sum.

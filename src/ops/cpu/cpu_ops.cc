@@ -122,7 +122,10 @@ class CpuOps final : public Ops {
     return all_reduce(out);
   }
 
-  [[nodiscard]] absl::Status norm(Tensor x, const float* weight, Tensor out) override {
+  [[nodiscard]] absl::Status norm(Tensor x,
+                                  const float* weight,
+                                  Tensor out,
+                                  NormReader /*reader*/) override {
     R1D_CHECK(x.rows == out.rows && x.cols == out.cols);
     parallel_.run(x.rows, x.rows * x.cols * 2, [&](int64_t t, int32_t /*thread*/) {
       rms_norm(row_of(x, t), weight, dims_.rms_norm_eps, x.cols, row_of(out, t));
@@ -133,14 +136,15 @@ class CpuOps final : public Ops {
   [[nodiscard]] absl::Status reduce_add_norm(Tensor partial,
                                              Tensor residual,
                                              const float* weight,
-                                             Tensor out) override {
+                                             Tensor out,
+                                             NormReader reader) override {
     check_activations(partial);
     check_activations(residual);
     R1D_RETURN_IF_ERROR(all_reduce(partial));
     parallel_.run(residual.rows, residual.rows * residual.cols, [&](int64_t t, int32_t /*thread*/) {
       add_scaled(row_of(residual, t), 1.0F, row_of(partial, t), residual.cols);
     });
-    return norm(residual, weight, out);
+    return norm(residual, weight, out, reader);
   }
 
   [[nodiscard]] absl::Status attention(const AttentionWeights& weights,

@@ -190,6 +190,7 @@ absl::Status CudaOps::prepare(AttentionWeights& weights) {
   R1D_ASSIGN_OR_RETURN(auto prepared, preparer_->attention(weights));
   meter_.add(MemoryKind::kWeights,
              static_cast<int64_t>(prepared.absorbed_memory.size() + prepared.fused_scale.size()));
+  attention_reads_bf16_ |= !prepared.takes_quantized();
   weights.prepared = static_cast<int32_t>(attentions_.size());
   attentions_.push_back(std::move(prepared));
   return absl::OkStatus();
@@ -197,6 +198,7 @@ absl::Status CudaOps::prepare(AttentionWeights& weights) {
 
 absl::Status CudaOps::prepare(MlpWeights& weights) {
   R1D_ASSIGN_OR_RETURN(auto prepared, preparer_->mlp(weights));
+  mlp_reads_bf16_ |= !prepared.is_tiled();
   weights.prepared = static_cast<int32_t>(mlps_.size());
   mlps_.push_back(std::move(prepared));
   return absl::OkStatus();

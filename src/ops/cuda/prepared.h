@@ -37,6 +37,11 @@ struct PreparedAttention {
   kernels::MlaWeights absorbed;  // for mla_decode; null on the generic path
   device::DeviceMemory absorbed_memory;
   device::DeviceMemory fused_scale;
+  // Whether the block's own products read its input as e4m3 rows alone.
+  [[nodiscard]] bool takes_quantized() const {
+    if (qkv_a.rows() > 0) return qkv_a.is_tiled();
+    return (q_a.rows() > 0 ? q_a : q_b).is_tiled() && kv_a.is_tiled();
+  }
 };
 
 struct PreparedMlp {

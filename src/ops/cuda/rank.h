@@ -24,6 +24,7 @@
 #include "r1d/ops/ops.h"
 
 #include "kernels/common/layout.h"
+#include "kernels/norm/norm.h"
 #include "ops/cuda/attention.h"
 #include "ops/cuda/collectives.h"
 #include "ops/cuda/feed_forward.h"
@@ -86,11 +87,12 @@ class CudaOps final : public Ops, public CudaProbe {
   [[nodiscard]] absl::Status rejoin() override;
 
   [[nodiscard]] absl::Status embed(const Matrix& table, int64_t first_row, Tensor out) override;
-  [[nodiscard]] absl::Status norm(Tensor x, const float* weight, Tensor out) override;
-  [[nodiscard]] absl::Status reduce_add_norm(Tensor partial,
-                                             Tensor residual,
-                                             const float* weight,
-                                             Tensor out) override;
+  [[nodiscard]] absl::Status norm(Tensor x,
+                                  const float* weight,
+                                  Tensor out,
+                                  NormReader reader) override;
+  [[nodiscard]] absl::Status reduce_add_norm(
+      Tensor partial, Tensor residual, const float* weight, Tensor out, NormReader reader) override;
   [[nodiscard]] absl::Status attention(const AttentionWeights& weights,
                                        const LatentPages& pages,
                                        Tensor x,
@@ -146,7 +148,9 @@ class CudaOps final : public Ops, public CudaProbe {
   absl::Status all_reduce_add_norm(const Tensor& partial,
                                    const Tensor& residual,
                                    const float* weight,
-                                   const Tensor& out);
+                                   const kernels::NormOutput& out);
+  // Where a norm writes: bf16 rows for those who read them, e4m3 rows where there is room.
+  kernels::NormOutput norm_output(const Tensor& out, NormReader reader);
   // A tensor, and its quantized twin when it is what the last norm wrote.
   [[nodiscard]] Rows rows_of(const Tensor& x) const;
   static Output output_of(const Tensor& out);
@@ -180,6 +184,8 @@ class CudaOps final : public Ops, public CudaProbe {
 
   kernels::QuantizedRows normed_;       // of the last norm's output
   const void* normed_of_ = nullptr;     // which tensor that was
+  bool attention_reads_bf16_ = false;   // some attention block, some dense MLP has weights whose
+  bool mlp_reads_bf16_ = false;         // products take bf16 rows
   float* logits_ = nullptr;             // [rows, V]
   __nv_bfloat16* head_rows_ = nullptr;  // [rows, D]
   float* inv_freq_ = nullptr;           // [dr / 2]

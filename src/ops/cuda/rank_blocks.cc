@@ -17,6 +17,11 @@ __nv_bfloat16* bf16(const Tensor& tensor) {
   return static_cast<__nv_bfloat16*>(tensor.data);
 }
 
+// Bytes a value that a norm writes.
+double bytes_of(const kernels::NormOutput& out) {
+  return (out.bf16 != nullptr ? 2 : 0) + (out.quantized.data != nullptr ? 1 : 0);
+}
+
 }  // namespace
 
 absl::Status CudaOps::embed(const Matrix& table, int64_t first_row, Tensor out) {
@@ -44,44 +49,40 @@ absl::Status CudaOps::embed(const Matrix& table, int64_t first_row, Tensor out) 
       {.in = bf16(out), .out = bf16(out), .count = step_.num_tokens() * out.cols});
 }
 
-absl::Status CudaOps::norm(Tensor x, const float* weight, Tensor out) {
+absl::Status CudaOps::norm(Tensor x, const float* weight, Tensor out, NormReader reader) {
   if (mode_ == Mode::kReplay) return absl::OkStatus();
-  normed_of_ = out.data;
-  const double bytes = 5.0 * static_cast<double>(step_.num_tokens() * x.cols);
+  const kernels::NormOutput to = norm_output(out, reader);
+  const double bytes = (2 + bytes_of(to)) * static_cast<double>(step_.num_tokens() * x.cols);
   return launches_(Kind::kNorm, {.bytes = bytes}, [&](const Launch& launch) {
-    return kernels::rms_norm(
-        {.x = bf16(x),
-         .x_stride = x.stride,
-         .weight = weight,
-         .eps = dims_.rms_norm_eps,
-         .tokens = step_.num_tokens(),
-         .cols = x.cols,
-         .out = {.bf16 = bf16(out), .stride = out.stride, .quantized = normed_}},
-        launch);
+    return kernels::rms_norm({.x = bf16(x),
+                              .x_stride = x.stride,
+                              .weight = weight,
+                              .eps = dims_.rms_norm_eps,
+                              .tokens = step_.num_tokens(),
+                              .cols = x.cols,
+                              .out = to},
+                             launch);
   });
 }
 
-absl::Status CudaOps::reduce_add_norm(Tensor partial,
-                                      Tensor residual,
-                                      const float* weight,
-                                      Tensor out) {
+absl::Status CudaOps::reduce_add_norm(
+    Tensor partial, Tensor residual, const float* weight, Tensor out, NormReader reader) {
   if (collectives_) R1D_RETURN_IF_ERROR(collectives_->may_begin());
   if (mode_ == Mode::kReplay) return absl::OkStatus();
-  normed_of_ = out.data;
-  if (collectives_) return all_reduce_add_norm(partial, residual, weight, out);
-  const double bytes = 9.0 * static_cast<double>(step_.num_tokens() * residual.cols);
+  const kernels::NormOutput to = norm_output(out, reader);
+  if (collectives_) return all_reduce_add_norm(partial, residual, weight, to);
+  const double bytes = (6 + bytes_of(to)) * static_cast<double>(step_.num_tokens() * residual.cols);
   return launches_(Kind::kNorm, {.bytes = bytes}, [&](const Launch& launch) {
-    return kernels::add_norm(
-        {.partial = partial.data,
-         .partial_stride = partial.stride,
-         .residual = bf16(residual),
-         .residual_stride = residual.stride,
-         .weight = weight,
-         .eps = dims_.rms_norm_eps,
-         .tokens = step_.num_tokens(),
-         .cols = residual.cols,
-         .out = {.bf16 = bf16(out), .stride = out.stride, .quantized = normed_}},
-        launch);
+    return kernels::add_norm({.partial = partial.data,
+                              .partial_stride = partial.stride,
+                              .residual = bf16(residual),
+                              .residual_stride = residual.stride,
+                              .weight = weight,
+                              .eps = dims_.rms_norm_eps,
+                              .tokens = step_.num_tokens(),
+                              .cols = residual.cols,
+                              .out = to},
+                             launch);
   });
 }
 
@@ -139,16 +140,26 @@ absl::Status CudaOps::logits(const Matrix& head, int64_t first_row, Tensor x, fl
 absl::Status CudaOps::all_reduce_add_norm(const Tensor& partial,
                                           const Tensor& residual,
                                           const float* weight,
-                                          const Tensor& out) {
+                                          const kernels::NormOutput& out) {
   R1D_CHECK(partial.stride == partial.cols && residual.stride == residual.cols);
-  return collectives_->all_reduce_add_norm(
-      {.partial = bf16(partial),
-       .residual = bf16(residual),
-       .weight = weight,
-       .eps = dims_.rms_norm_eps,
-       .tokens = step_.num_tokens(),
-       .cols = residual.cols,
-       .out = {.bf16 = bf16(out), .stride = out.stride, .quantized = normed_}});
+  return collectives_->all_reduce_add_norm({.partial = bf16(partial),
+                                            .residual = bf16(residual),
+                                            .weight = weight,
+                                            .eps = dims_.rms_norm_eps,
+                                            .tokens = step_.num_tokens(),
+                                            .cols = residual.cols,
+                                            .out = out});
+}
+
+kernels::NormOutput CudaOps::norm_output(const Tensor& out, NormReader reader) {
+  const bool quantized = normed_.data != nullptr && reader != NormReader::kLogits;
+  normed_of_ = quantized ? out.data : nullptr;
+  const bool wide = !quantized || reader == NormReader::kMoe ||  // whose router reads bf16 rows
+                    (reader == NormReader::kAttention && attention_reads_bf16_) ||
+                    (reader == NormReader::kMlp && mlp_reads_bf16_);
+  return {.bf16 = wide ? bf16(out) : nullptr,
+          .stride = out.stride,
+          .quantized = quantized ? normed_ : kernels::QuantizedRows{}};
 }
 
 Rows CudaOps::rows_of(const Tensor& x) const {
