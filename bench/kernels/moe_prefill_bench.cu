@@ -17,6 +17,7 @@ using test::DeviceArray;
 constexpr double kBytesPerUs = 4.3e6;
 constexpr double kFlopsPerUs = 1.5e9;
 constexpr int32_t kExperts = 256;
+constexpr int32_t kSms = 132;
 constexpr int32_t kSlots = 8;
 constexpr int64_t kDim = 7168;
 
@@ -112,7 +113,9 @@ void bench(const Layer& layer, int32_t tokens, double gate_up_public_us, double 
   DeviceArray<int32_t> pair_row(pairs);
   DeviceArray<int32_t> tiles(moe_max_tiles(tokens, kSlots, kExperts) * 4);
   DeviceArray<int32_t> totals(2);
-  const PairLists lists{row_pair.data(), pair_row.data(), tiles.data(), totals.data()};
+  DeviceArray<int32_t> progress(kMoeProgress, 0);
+  const PairLists lists{
+      row_pair.data(), pair_row.data(), tiles.data(), totals.data(), progress.data()};
   const QuantizedRows x{x_data.data(), x_scale.data(), kDim, tokens};
   const QuantizedRows h{h_data.data(), h_scale.data(), i, pairs};
 
@@ -136,6 +139,20 @@ void bench(const Layer& layer, int32_t tokens, double gate_up_public_us, double 
                               out.data(),
                               l));
   };
+  const Body slabs = [&](const Launch& l) {
+    R1D_MUST(moe_down_slabs(layer.down_weight(),
+                            h,
+                            lists,
+                            kExperts,
+                            weights.data(),
+                            out.data(),
+                            tokens,
+                            kSlots,
+                            kSms,
+                            y.data(),
+                            out.data(),
+                            l));
+  };
   const auto time = [&](const Body& body, bool dependent) {
     return test::graph_time_us(
         3, [&](int, cudaStream_t stream) { body({.stream = stream, .dependent = dependent}); }, 5);
@@ -158,10 +175,17 @@ void bench(const Layer& layer, int32_t tokens, double gate_up_public_us, double 
        active * i * kDim + rows * i + rows * kDim * 4 + tokens * kDim * 4.0,
        row_flops,
        down_public_us);
+  const bool in_slabs = moe_down_slabs_serves(tokens, kSlots, kExperts, kDim, i, kSms);
+  if (in_slabs)
+    line("slabs",
+         slabs,
+         active * i * kDim + rows * i + tokens * kDim * 4.0,
+         row_flops,
+         down_public_us);
   const Body all = [&](const Launch& l) {
     make_lists(l);
     gate_up(l);
-    down(l);
+    in_slabs ? slabs(l) : down(l);
   };
   line("all", all, active * 3 * i * kDim + tokens * kDim * 5.0, 3 * row_flops, 0);
 }
@@ -185,6 +209,7 @@ int main(int argc, char** argv) {
   constexpr Case kCases[] = {{256, 65, 190.2, 111.5},
                              {256, 256, 220.8, 136.9},
                              {256, 1024, 0, 0},
+                             {256, 2048, 0, 0},
                              {256, 4096, 419.4, 310.0},
                              {256, 8192, 0, 0},
                              {2048, 256, 1717.5, 882.9},

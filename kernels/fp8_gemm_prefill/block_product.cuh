@@ -145,6 +145,7 @@ struct Item {
   int32_t row;   // first row
   int32_t rows;  // rows of the tile that exist; at most 0 in the second block of an odd last pair
   int32_t col;   // first row of W
+  bool shared;   // the blocks of the cluster take the same rows of W
 };
 
 // The items of a block, in order.
@@ -153,7 +154,8 @@ class Items {
  public:
   __device__ __forceinline__ Items(const Parameters& p, int32_t rank)
       : p_(p), rank_(rank), index_(blockIdx.x / Shape::kBlocks) {
-    tiles_ = kRowsKind == Rows::kDense ? p.row_units : p.totals[0];
+    tiles_ = kRowsKind == Rows::kDense ? p.row_units
+                                       : (p.totals[0] + Shape::kCluster - 1) / Shape::kCluster;
     if (kAhead && index_ < tiles_ * p.col_tiles) ahead_ = p.tiles[row_tile()];
   }
   __device__ __forceinline__ bool take(Item& item) {
@@ -161,8 +163,9 @@ class Items {
     if constexpr (kRowsKind == Rows::kDense) {
       item = dense_item();
     } else {
-      const int4 tile = kAhead ? ahead_ : p_.tiles[row_tile()];
-      item = {tile.x, tile.y, tile.z, col_tile() * Shape::kCols};
+      const int4 tile = kAhead ? ahead_ : p_.tiles[list_tile(rank_)];
+      item = {tile.x, tile.y, tile.z, col_tile() * Shape::kCols, false};
+      if constexpr (Shape::kCluster == 2) item.shared = p_.tiles[list_tile(1 - rank_)].x == tile.x;
     }
     index_ += gridDim.x / Shape::kBlocks;
     if (kAhead && index_ < tiles_ * p_.col_tiles) ahead_ = p_.tiles[row_tile()];
@@ -182,6 +185,12 @@ class Items {
   __device__ __forceinline__ int32_t col_tile() const {
     return kRowsKind == Rows::kGathered ? index_ % p_.col_tiles : index_ / tiles_;
   }
+  // Neighbours in the list, which mostly belong to one expert; the last one twice where it has
+  // none.
+  __device__ __forceinline__ int32_t list_tile(int32_t rank) const {
+    return Shape::kCluster == 1 ? row_tile()
+                                : min(row_tile() * Shape::kCluster + rank, p_.totals[0] - 1);
+  }
   // Bands of row tiles, so that the blocks of a wave share both X and W in L2.
   __device__ __forceinline__ Item dense_item() const {
     constexpr int32_t kBand = 16 / Shape::kCluster;
@@ -191,7 +200,7 @@ class Items {
     const int32_t unit = band * kBand + inside % height;
     const int32_t row = (unit * Shape::kCluster + (Shape::kCluster > 1 ? rank_ : 0)) * Shape::kRows;
     const int32_t col_tile = inside / height * Shape::kParts + (Shape::kParts > 1 ? rank_ : 0);
-    return {0, row, min(Shape::kRows, p_.rows - row), col_tile * Shape::kCols};
+    return {0, row, min(Shape::kRows, p_.rows - row), col_tile * Shape::kCols, true};
   }
 
   const Parameters& p_;
@@ -258,25 +267,26 @@ __device__ __forceinline__ void bulk_load_multicast(
       : "memory");
 }
 
-// This block's share of the W tile of one 128-column step.
-template <class Shape>
+// This block's share of the W tile of one 128-column step, for all blocks of the cluster; or the
+// whole tile for this one.
+template <class Shape, bool kMulticast>
 __device__ __forceinline__ void load_w(const Parameters& p,
                                        const Item& item,
                                        int32_t k_block,
                                        uint8_t* to,
                                        uint64_t* full,
                                        int32_t rank) {
-  constexpr int kShare = Shape::kCols / Shape::kCluster;
+  constexpr int kShare = Shape::kCols / (kMulticast ? Shape::kCluster : 1);
   constexpr int kPiece = kShare < 64 ? kShare : kShare % 64 == 0 ? 64 : 32;
   const uint8_t* tiles = p.w_tiles + item.expert * p.expert_tiles_stride;
 #pragma unroll
   for (int i = 0; i < kShare / kPiece; ++i) {
-    const int32_t in_tile = (Shape::kCluster > 1 ? rank * kShare : 0) + i * kPiece;
+    const int32_t in_tile = (kMulticast ? rank * kShare : 0) + i * kPiece;
     const int32_t row = item.col + in_tile;
     if (row >= p.w_rows) break;
     const uint8_t* from =
         tiles + (static_cast<int64_t>(row / 64) * p.k_blocks + k_block) * 8192 + row % 64 * 128;
-    if constexpr (Shape::kCluster == 1) {
+    if constexpr (!kMulticast) {
       bulk_load(to + in_tile * 128, from, kPiece * 128, full);
     } else {
       bulk_load_multicast(to + in_tile * 128, from, kPiece * 128, full, (1 << Shape::kCluster) - 1);
@@ -358,7 +368,11 @@ __device__ __forceinline__ void produce_tiles(const Parameters& p,
       mbarrier_wait(&shared.empty[ring.stage], ring.phase ^ 1);
       mbarrier_arrive_expect(full, bytes);
       if (x_bytes > 0) tensor_load_2d(shared.x(ring.stage), &map, k * 128, item.row, full);
-      load_w<Shape>(p, item, k, shared.w(ring.stage), full, rank);
+      if (Shape::kCluster > 1 && item.shared) {
+        load_w<Shape, true>(p, item, k, shared.w(ring.stage), full, rank);
+      } else {
+        load_w<Shape, false>(p, item, k, shared.w(ring.stage), full, rank);
+      }
     }
   }
 }
@@ -407,6 +421,7 @@ __device__ __forceinline__ void cp_async_wait_oldest(int32_t count) {
 template <class Shape, Rows kRowsKind>
 __device__ __forceinline__ void produce_gathered(const Parameters& p,
                                                  const Shared<Shape>& shared,
+                                                 int32_t rank,
                                                  int32_t thread) {
   constexpr int kUnroll = 4;
   constexpr int kMostInFlight = 3;
@@ -423,7 +438,7 @@ __device__ __forceinline__ void produce_gathered(const Parameters& p,
     if (thread % 32 == 0) mbarrier_arrive(&shared.full[landed.stage]);
     landed.advance();
   };
-  Items<Shape, kRowsKind> items(p, 0);
+  Items<Shape, kRowsKind> items(p, rank);
   Item item;
   while (items.take(item)) {
     const uint8_t* from[kRowsEach];
@@ -866,7 +881,6 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   constexpr int kConsumerThreads = Shape::kConsumers * 128;
   constexpr bool kGathers = kRowsKind == Rows::kGathered;
   constexpr bool kGateUp = kOutput != Output::kPlain;
-  static_assert(!kGathers || Shape::kBlocks == 1);
   const int32_t rank = Shape::kBlocks > 1 ? cluster_rank() : 0;
   if (threadIdx.x == 0) {
     for (int s = 0; s < Shape::kStages; ++s) {
@@ -893,7 +907,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     } else if (thread / 32 == 1) {
       produce_scales<Shape, kRowsKind, kGateUp>(p, shared, rank, thread % 32);
     } else if (kGathers && thread >= 64) {
-      produce_gathered<Shape, kRowsKind>(p, shared, thread - 64);
+      produce_gathered<Shape, kRowsKind>(p, shared, rank, thread - 64);
     }
     __syncwarp();
   } else {

@@ -30,7 +30,10 @@ constexpr int32_t kCombineThreads = 128;
 
 //              groups: rows cols K, columns, stages, cluster
 using Block64x256 = BlockShape<1, 2, 1, 128, 5, 1>;
+using Pair64x256 = BlockShape<1, 2, 1, 128, 5, 2>;  // neighbours in the list share W
 static_assert(Block64x256::kRows == kMoeTileRows);
+// From so many tokens on most neighbours are of one expert.
+constexpr int32_t kFewestPairTokens = 4096;
 constexpr int32_t kBlockCols = 256;  // moe_down_combine's unit
 
 bool served_rows(int64_t tokens, int32_t k, int64_t rows, int64_t cols) {
@@ -138,6 +141,15 @@ cudaError_t moe_gate_up(const ExpertGateUp& weight,
   p.out_scale = h.scale;
   p.out_scale_stride = h.scale_stride;
   p.col_tiles = p.w_rows / Block64x256::kCols;
+  if (tokens >= kFewestPairTokens) {
+    Grid grid = product_grid(pairs, p.col_tiles);
+    grid.cluster = 2;
+    return enqueue(prefill::block_product<Pair64x256, Rows::kGathered, Output::kSwiGluQuantized>,
+                   grid,
+                   launch,
+                   prefill::XMaps{},
+                   p);
+  }
   return enqueue(prefill::block_product<Block64x256, Rows::kGathered, Output::kSwiGluQuantized>,
                  product_grid(pairs, p.col_tiles),
                  launch,

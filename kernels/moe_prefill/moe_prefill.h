@@ -7,6 +7,7 @@
 //   moe_gate_up        x [T, D], lists    -> h [T k, I] e4m3, rows in list order
 //   moe_down_combine   h, lists, weights  -> out [T, D]: this rank's partial sum, the shared
 //                                            expert's output included
+//   moe_down_slabs     the same in one kernel, for many tokens and I = 256
 //
 // Every reduction has a fixed order: a token's result bits depend on its own x, experts and weights
 // alone.
@@ -24,6 +25,8 @@ namespace r1d::kernels {
 
 // Most rows of one tile of the grouped products.
 inline constexpr int32_t kMoeTileRows = 64;
+// Counts of moe_down_slabs.
+inline constexpr int32_t kMoeProgress = 257;
 
 // The pairs of one layer, sorted. A row is one (token, slot) pair of a local expert; rows of an
 // expert are contiguous and in pair order (pair = token * k + slot). Owned by the caller, device
@@ -33,6 +36,7 @@ struct PairLists {
   int32_t* pair_row = nullptr;  // [T * k] row of each pair, -1 for an expert of another rank
   int32_t* tiles = nullptr;     // [moe_max_tiles, 4] local expert, first row, rows (1 .. 64), 0
   int32_t* totals = nullptr;    // [2] number of tiles, number of rows
+  int32_t* progress = nullptr;  // [kMoeProgress] zeroed once; moe_down_slabs leaves zeros
 };
 
 // Tiles that lists of up to this many tokens may hold.
@@ -97,5 +101,32 @@ struct ExpertDown {
                                            int64_t block_cols,
                                            __nv_bfloat16* out,
                                            const Launch& launch);
+
+// The same, bit for bit, for I = 256 in one kernel that keeps y in the L2 cache: faster from some
+// 6000 tokens on. `lists` as moe_expert_lists wrote them for num_local experts.
+//
+// num_sms  of the device: one block for each.
+// scratch  as for a block of 256 columns.
+//
+// All blocks of the kernel wait for each other: no kernel that waits for this one's end may hold
+// the device's multiprocessors.
+[[nodiscard]] bool moe_down_slabs_serves(int64_t tokens,
+                                         int32_t k,
+                                         int32_t num_local,
+                                         int64_t dim,
+                                         int64_t intermediate,
+                                         int32_t num_sms);
+[[nodiscard]] cudaError_t moe_down_slabs(const ExpertDown& weight,
+                                         const QuantizedRows& h,
+                                         const PairLists& lists,
+                                         int32_t num_local,
+                                         const float* weights,
+                                         const __nv_bfloat16* shared,
+                                         int32_t tokens,
+                                         int32_t k,
+                                         int32_t num_sms,
+                                         __nv_bfloat16* scratch,
+                                         __nv_bfloat16* out,
+                                         const Launch& launch);
 
 }  // namespace r1d::kernels

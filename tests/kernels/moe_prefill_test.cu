@@ -38,7 +38,8 @@ class Lists {
         row_pair_(experts.size()),
         pair_row_(experts.size()),
         tiles_(moe_max_tiles(tokens, k, num_local) * 4),
-        totals_(2) {
+        totals_(2),
+        progress_(kMoeProgress, 0) {
     R1D_MUST(
         moe_expert_lists(experts_device_.data(), tokens, k, first_expert, num_local, device(), {}));
     row_pair = row_pair_.download();
@@ -46,7 +47,12 @@ class Lists {
     tiles = tiles_.download();
     totals = totals_.download();
   }
-  PairLists device() { return {row_pair_.data(), pair_row_.data(), tiles_.data(), totals_.data()}; }
+  PairLists device() {
+    return {row_pair_.data(), pair_row_.data(), tiles_.data(), totals_.data(), progress_.data()};
+  }
+  void expect_no_progress() const {
+    EXPECT_EQ(progress_.download(), std::vector<int32_t>(kMoeProgress));
+  }
 
   // Against a stable sort.
   void check() const {
@@ -97,6 +103,7 @@ class Lists {
   DeviceArray<int32_t> pair_row_;
   DeviceArray<int32_t> tiles_;
   DeviceArray<int32_t> totals_;
+  DeviceArray<int32_t> progress_;
 };
 
 TEST(MoePrefillTest, ListsAreAStableSortByExpert) {
@@ -207,6 +214,72 @@ void check_layer(const Shape& s, const std::vector<int32_t>& experts) {
   }
 }
 
+int32_t multiprocessors() {
+  int count = 0;
+  R1D_MUST(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, 0));
+  return count;
+}
+
+// moe_down_slabs gives the bits of moe_down_combine, twice in a row.
+void check_slabs(const Shape& s, const std::vector<int32_t>& experts) {
+  SCOPED_TRACE(testing::Message() << s.tokens << " tokens, " << s.num_local << " of "
+                                  << s.num_experts << " experts, D " << s.dim);
+  const int64_t pairs = int64_t{s.tokens} * s.k;
+  ASSERT_TRUE(
+      moe_down_slabs_serves(s.tokens, s.k, s.num_local, s.dim, s.intermediate, multiprocessors()));
+  HostRows h(pairs, s.intermediate, 1);
+  HostMatrix down(s.num_local, s.dim, s.intermediate, 3);
+  Lists lists(experts, s.tokens, s.k, s.first_expert, s.num_local);
+  DeviceArray<float> weights(random_scales(pairs, 5, 0.3F));
+  DeviceArray<uint16_t> shared(to_bf16(random_floats(s.tokens * s.dim, 6)));
+  DeviceArray<uint16_t> scratch(pairs * std::max<int64_t>(s.dim, 256));
+  DeviceArray<uint16_t> out(s.tokens * s.dim);
+  const ExpertDown weight{down.device(), down.tile_bytes(), down.scale_count()};
+  const auto bf16 = [](DeviceArray<uint16_t>& a) {
+    return reinterpret_cast<__nv_bfloat16*>(a.data());
+  };
+  for (const bool with_shared : {true, false}) {
+    const __nv_bfloat16* added = with_shared ? bf16(shared) : nullptr;
+    R1D_MUST(moe_down_combine(weight,
+                              h.device(),
+                              lists.device(),
+                              weights.data(),
+                              added,
+                              s.tokens,
+                              s.k,
+                              bf16(scratch),
+                              (s.dim + 255) / 256 * 256,
+                              bf16(out),
+                              {}));
+    const std::vector<uint16_t> want = out.download();
+    for (const bool dependent : {false, true}) {
+      out.poison();
+      scratch.poison();
+      R1D_MUST(moe_down_slabs(weight,
+                              h.device(),
+                              lists.device(),
+                              s.num_local,
+                              weights.data(),
+                              added,
+                              s.tokens,
+                              s.k,
+                              multiprocessors(),
+                              bf16(scratch),
+                              bf16(out),
+                              {.dependent = dependent}));
+      const std::vector<uint16_t> got = out.download();
+      for (size_t i = 0; i < want.size(); ++i) {
+        ASSERT_EQ(got[i], want[i]) << "token " << i / s.dim << " column " << i % s.dim;
+      }
+      lists.expect_no_progress();
+    }
+  }
+}
+
+void check_slabs(const Shape& s) {
+  check_slabs(s, random_experts(s.tokens, s.k, s.num_experts, 7));
+}
+
 void check_layer(const Shape& s) {
   check_layer(s, random_experts(s.tokens, s.k, s.num_experts, 7));
 }
@@ -218,6 +291,12 @@ TEST(MoePrefillTest, SmallLayerMatchesTheReference) {
   check_layer({300, 2, 5, 1, 3, 192 * 2, 384});
 }
 
+TEST(MoePrefillTest, PairsOfTilesMatchTheReference) {
+  R1D_NEEDS_GPU(90);
+  check_layer({4100, 2, 9, 2, 5, 384, 256});
+  check_layer({4096, 8, 256, 0, 128, 256, 128});
+}
+
 TEST(MoePrefillTest, LayerOfR1MatchesTheReference) {
   R1D_NEEDS_GPU(90);
   check_layer({100, 8, 256, 96, 12, 7168, 256});
@@ -227,9 +306,30 @@ TEST(MoePrefillTest, LayerOfR1MatchesTheReference) {
 
 TEST(MoePrefillTest, LayerServesOneExpertForAllAndNoneAtAll) {
   R1D_NEEDS_GPU(90);
-  const Shape s{500, 1, 8, 0, 4, 512, 128};
-  check_layer(s, std::vector<int32_t>(500, 3));
-  check_layer(s, std::vector<int32_t>(500, 6));
+  for (const int32_t tokens : {500, 4500}) {
+    const Shape s{tokens, 1, 8, 0, 4, 512, 128};
+    check_layer(s, std::vector<int32_t>(tokens, 3));
+    check_layer(s, std::vector<int32_t>(tokens, 6));
+  }
+}
+
+TEST(MoePrefillTest, SmallSlabsGiveTheBitsOfTheTwoKernels) {
+  R1D_NEEDS_GPU(90);
+  check_slabs({1, 2, 4, 0, 4, 384, 256});
+  check_slabs({333, 6, 20, 4, 11, 512, 256});
+}
+
+TEST(MoePrefillTest, SlabsGiveTheBitsOfTheTwoKernels) {
+  R1D_NEEDS_GPU(90);
+  check_slabs({2000, 8, 64, 10, 40, 7168, 256});
+  check_slabs({8192, 8, 256, 0, 256, 1024, 256});
+}
+
+TEST(MoePrefillTest, SlabsServeOneExpertForAllAndNoneAtAll) {
+  R1D_NEEDS_GPU(90);
+  const Shape s{8192, 1, 8, 0, 4, 1024, 256};
+  check_slabs(s, std::vector<int32_t>(8192, 3));
+  check_slabs(s, std::vector<int32_t>(8192, 6));
 }
 
 TEST(MoePrefillTest, RefusesShapesItDoesNotServe) {
@@ -255,6 +355,15 @@ TEST(MoePrefillTest, RefusesShapesItDoesNotServe) {
   EXPECT_EQ(down(96, 8, 256), cudaErrorInvalidValue);
   EXPECT_EQ(down(128, 17, 256), cudaErrorInvalidValue);
   EXPECT_EQ(down(128, 8, 128), cudaErrorInvalidValue);
+}
+
+TEST(MoePrefillTest, SlabsServeAChunkOfR1) {
+  EXPECT_TRUE(moe_down_slabs_serves(8192, 8, 256, 7168, 256, 132));
+  EXPECT_FALSE(moe_down_slabs_serves(8192, 8, 256, 7168, 256, 114));
+  EXPECT_FALSE(moe_down_slabs_serves(16384, 8, 256, 7168, 256, 132));
+  EXPECT_FALSE(moe_down_slabs_serves(8192, 8, 256, 7168, 512, 132));
+  EXPECT_FALSE(moe_down_slabs_serves(8192, 9, 256, 7168, 256, 132));
+  EXPECT_FALSE(moe_down_slabs_serves(8192, 8, 256, 7168 + 64, 256, 132));
 }
 
 TEST(MoePrefillTest, BlocksOfColumnsCoverAllAndBoundTheScratch) {

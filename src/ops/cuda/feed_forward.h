@@ -25,6 +25,7 @@ class FeedForward {
   FeedForward(const ModelDims& dims,
               const CudaOptions& options,
               int capability,
+              int32_t num_sms,
               const DeviceStep& step,
               LinearKernels& linear,
               Launches& launches);
@@ -73,6 +74,7 @@ class FeedForward {
   const ModelDims& dims_;
   const CudaOptions& options_;
   const bool sm90_;
+  const int32_t num_sms_;
   const DeviceStep& step_;
   LinearKernels& linear_;
   Launches& launches_;
@@ -93,7 +95,7 @@ class FeedForward {
   std::byte* blocks_ = nullptr;
   int32_t* entries_ = nullptr;
 
-  int32_t* lists_[4] = {};                // prefill: as moe_prefill.h names them
+  int32_t* lists_[5] = {};                // prefill: as moe_prefill.h names them
   kernels::QuantizedRows expert_h_;       // [chunk * k, I]
   __nv_bfloat16* expert_rows_ = nullptr;  // [chunk * k, D]
 

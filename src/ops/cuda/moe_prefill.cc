@@ -13,6 +13,9 @@ namespace {
 
 using kernels::Launch;
 
+// Where keeping the experts' rows in L2 begins to pay (kernels/moe_prefill).
+constexpr int32_t kFewestSlabTokens = 6144;
+
 }  // namespace
 
 void FeedForward::layout_prefill(Arena& arena) {
@@ -23,6 +26,7 @@ void FeedForward::layout_prefill(Arena& arena) {
   lists_[2] =
       arena.take<int32_t>(4 * kernels::moe_max_tiles(chunk_, router.top_k, router.num_experts));
   lists_[3] = arena.take<int32_t>(2);
+  lists_[4] = arena.take<int32_t>(kernels::kMoeProgress);
   expert_h_ = arena.take_quantized(pairs, (dims_.max_intermediate + 127) / 128 * 128);
 }
 
@@ -32,14 +36,18 @@ absl::Status FeedForward::moe_prefill(const PreparedMoe& weights,
                                       const Output& out) {
   const int32_t k = dims_.router.top_k;
   const PreparedMlp& expert = weights.experts.front();
-  const kernels::PairLists lists{
-      .row_pair = lists_[0], .pair_row = lists_[1], .tiles = lists_[2], .totals = lists_[3]};
+  const kernels::PairLists lists{.row_pair = lists_[0],
+                                 .pair_row = lists_[1],
+                                 .tiles = lists_[2],
+                                 .totals = lists_[3],
+                                 .progress = lists_[4]};
   const kernels::ExpertGateUp gate_up{.first = expert.gate_up,
                                       .tiles_stride = weights.tiles_stride,
                                       .scale_stride = weights.scale_stride};
   const kernels::ExpertDown down{.first = expert.down.tiled,
                                  .tiles_stride = weights.tiles_stride,
                                  .scale_stride = weights.scale_stride};
+  const auto num_local = static_cast<int32_t>(weights.experts.size());
   kernels::QuantizedRows h = expert_h_;
   h.cols = expert.intermediate();
   R1D_ASSIGN_OR_RETURN(const kernels::QuantizedRows all,
@@ -50,13 +58,8 @@ absl::Status FeedForward::moe_prefill(const PreparedMoe& weights,
     const Rows rows = slice(quantized, first);
     auto* to = static_cast<__nv_bfloat16*>(out.data) + first * out.stride;
     R1D_RETURN_IF_ERROR(launches_(Kind::kExperts, {}, [&](const Launch& launch) {
-      return kernels::moe_expert_lists(experts_ + first * k,
-                                       count,
-                                       k,
-                                       weights.first_expert,
-                                       static_cast<int32_t>(weights.experts.size()),
-                                       lists,
-                                       launch);
+      return kernels::moe_expert_lists(
+          experts_ + first * k, count, k, weights.first_expert, num_local, lists, launch);
     }));
     const double pairs = static_cast<double>(count) * k;
     const Cost up_cost{.bytes = expected_expert_bytes(weights, count) * 2 / 3 +
@@ -78,12 +81,30 @@ absl::Status FeedForward::moe_prefill(const PreparedMoe& weights,
                                   pairs * static_cast<double>(h.cols) +
                                   4.0 * static_cast<double>(count * dims_.hidden_size),
                          .flops = expert_flops(weights, count) / 3};
+    const __nv_bfloat16* shared = weights.has_shared ? shared_ : nullptr;
     R1D_RETURN_IF_ERROR(launches_(Kind::kExperts, down_cost, [&](const Launch& launch) {
+      const bool in_slabs =
+          count >= kFewestSlabTokens &&
+          kernels::moe_down_slabs_serves(count, k, num_local, dims_.hidden_size, h.cols, num_sms_);
+      if (in_slabs) {
+        return kernels::moe_down_slabs(down,
+                                       h,
+                                       lists,
+                                       num_local,
+                                       weights_ + first * k,
+                                       shared,
+                                       count,
+                                       k,
+                                       num_sms_,
+                                       expert_rows_,
+                                       to,
+                                       launch);
+      }
       return kernels::moe_down_combine(down,
                                        h,
                                        lists,
                                        weights_ + first * k,
-                                       weights.has_shared ? shared_ : nullptr,
+                                       shared,
                                        count,
                                        k,
                                        expert_rows_,
