@@ -6,6 +6,7 @@
 #include <cuda.h>
 
 #include "kernels/common/ptx.cuh"
+#include "kernels/common/wgmma.cuh"
 #include "kernels/mla_decode/plan.cuh"
 
 namespace r1d::kernels::mla {
@@ -16,13 +17,18 @@ constexpr int kSlices = kRow / kSliceCols;           // of a bf16 row: rope firs
 constexpr int kGroupWarps = 4;
 constexpr int kGroupThreads = 128;
 constexpr int kMathThreads = 2 * kGroupThreads;
-// From 32 columns on the math groups need more registers than 320 threads could have each: there
-// the loaders are a whole warpgroup, which gives its own away.
+// With 64 columns the math groups need more registers than 320 threads could have each: there the
+// loaders are a whole warpgroup, which gives its own away.
 constexpr bool moves_registers(int columns) {
-  return columns >= 32;
+  return columns >= 64;
 }
 constexpr int threads_of(int columns) {
   return kMathThreads + (moves_registers(columns) ? kGroupThreads : 64);
+}
+// For the compiler: with 16 columns 128 registers suffice, which leaves mla_absorb_queries a place
+// on the SM.
+constexpr int bound_threads(int columns) {
+  return columns == 16 ? 512 : threads_of(columns);
 }
 constexpr int kBarrierAll = 1;    // named barriers
 constexpr int kBarrierGroup = 2;  // and 3
@@ -60,6 +66,37 @@ struct RingPlace {
     return {wraps ? slot + steps - kSlots : slot + steps, wraps ? parity ^ 1 : parity};
   }
 };
+
+// The descriptor of a K-major operand under the 128-byte swizzle (wgmma.cuh): its low word once,
+// then one addition an operand.
+__device__ __forceinline__ uint32_t descriptor_word(const void* shared) {
+  return static_cast<uint32_t>(wgmma_descriptor_k128(smem_address(shared)));
+}
+__device__ __forceinline__ uint64_t descriptor(uint32_t word, int bytes) {
+  constexpr uint32_t kHigh = (1U << 30) | (1024 >> 4);
+  return (static_cast<uint64_t>(kHigh) << 32) | (word + static_cast<uint32_t>(bytes / 16));
+}
+// What an M-major operand's word has more: its leading offset is 1024 bytes, not 16.
+constexpr uint32_t kTransposed = (64 - 1) << 16;
+
+// Each warp a part of them: in one warp, lanes with barriers of their own take turns.
+template <int kWarps, typename Shared>
+__device__ __forceinline__ void init_barriers(Shared& shared, int readers) {
+  const int warp = __shfl_sync(~0U, static_cast<int>(threadIdx.x) / 32, 0);
+  if (elect_one()) {
+#pragma unroll
+    for (int slot = 0; slot < Shared::kSlots; slot += kWarps) {
+      if (slot + warp >= Shared::kSlots) break;
+      mbarrier_init(&shared.full[slot + warp], 1);
+      mbarrier_init(&shared.empty[slot + warp], readers);
+    }
+    if (warp == kWarps - 1) {
+      mbarrier_init(&shared.queries_full, 1);
+      mbarrier_init(&shared.queries_empty, 2 * kGroupWarps);
+    }
+    mbarrier_init_fence();
+  }
+}
 
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;

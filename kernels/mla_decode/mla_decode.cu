@@ -16,7 +16,6 @@
 //           cores' 64-row side and heads on the narrow one, and the sums O^T = K^T P^T read the
 //           same slices the other way round. No row is padding at 16 heads.
 #include "kernels/common/tensor_map.h"
-#include "kernels/common/wgmma.cuh"
 #include "kernels/mla_decode/decode.cuh"
 
 namespace r1d::kernels {
@@ -24,17 +23,15 @@ namespace mla {
 namespace {
 
 // Shared memory of a block for `kColumns` (query token, head) columns.
-template <int kColumns, bool kTurns>
+template <int kColumns>
 struct Shared {
   static constexpr int kSlots = kColumns == 16 ? 23 : kColumns == 32 ? 22 : 17;
   uint8_t slots[kSlots][kSliceBytes];        // 1024-byte aligned, 128-byte swizzle
   uint8_t queries[kSlices][kColumns * 128];  // K-major, 128-byte swizzle
   uint8_t probabilities[2][kColumns * 128];  // [column][64 keys] bf16, 128-byte swizzle
   // Maxima, then sums, of a group's warps over the columns it scores.
-  float warp_values[2][kGroupWarps][kTurns ? kColumns : kColumns / 2];
-  float factors[2][kTurns ? 4 : kColumns];    // of the sums so far; pages shared
-  float group_max[2][kTurns ? kColumns : 4];  // where the groups meet; pages in turn
-  float group_sum[2][kTurns ? kColumns : 4];
+  float warp_values[2][kGroupWarps][kColumns / 2];
+  float factors[2][kColumns];  // of the sums so far
   uint64_t full[kSlots];
   uint64_t empty[kSlots];
   uint64_t queries_full;
@@ -46,15 +43,15 @@ struct Shared {
 // ---- load --------------------------------------------------------------------------------------
 
 // One warp: the cache rows of all the block's items, slice by slice.
-template <int kColumns, bool kTurns, bool kDeterministic>
-__device__ void load_cache(Shared<kColumns, kTurns>& shared,
+template <int kColumns, bool kDeterministic>
+__device__ void load_cache(Shared<kColumns>& shared,
                            const CUtensorMap& cache_map,
                            const Arguments& args,
                            Walk<kDeterministic> walk) {
   const int lane = threadIdx.x % 32;
   const int blocks_a_page = kPage / args.block_size;
   const uint64_t policy = l2_evict_first();
-  RingPlace<Shared<kColumns, kTurns>::kSlots> place(0, 1);  // parity 1: an empty slot needs no wait
+  RingPlace<Shared<kColumns>::kSlots> place(0, 1);  // parity 1: an empty slot needs no wait
   // The first page's block is known from the plan: one load fewer before the first copy.
   const int known_block = walk.sequence.first_block;
   const int known_sequence = args.block_size == kPage ? walk.sequence.index : -1;
@@ -87,23 +84,28 @@ __device__ void load_cache(Shared<kColumns, kTurns>& shared,
           rows[i] = __shfl_sync(~0U, held, (first + i) % 32) * args.block_size;
         }
       }
+      // One thread issues it all: what a slice costs here times their number is a bound of its own.
       if (lane == 0) {
+        const uint32_t bytes = count * args.block_size * 128;
+        auto at = place;
+        int column = kLatent;  // the rope part first
 #pragma unroll 1
         for (int k = 0; k < kSlices; ++k) {
-          const auto at = place + k;
-          const int column = k == 0 ? kLatent : (k - 1) * kSliceCols;
+          uint8_t* to = shared.slots[at.slot];
+          uint64_t* full = &shared.full[at.slot];
           mbarrier_wait(&shared.empty[at.slot], at.parity);
-          mbarrier_arrive_expect(&shared.full[at.slot], count * args.block_size * 128);
+          mbarrier_arrive_expect(full, bytes);
+          tensor_load_2d_hint(to, &cache_map, column, rows[0], full, policy);
+          if (blocks_a_page > 1) {
 #pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            if (i >= count) break;
-            tensor_load_2d_hint(shared.slots[at.slot] + i * args.block_size * 128,
-                                &cache_map,
-                                column,
-                                rows[i],
-                                &shared.full[at.slot],
-                                policy);
+            for (int i = 1; i < 4; ++i) {
+              if (i >= count) break;
+              to += args.block_size * 128;
+              tensor_load_2d_hint(to, &cache_map, column, rows[i], full, policy);
+            }
           }
+          column = k == 0 ? 0 : column + kSliceCols;
+          at = at + 1;
         }
       }
       place = place + kSlices;
@@ -114,29 +116,26 @@ __device__ void load_cache(Shared<kColumns, kTurns>& shared,
 
 // ---- compute -----------------------------------------------------------------------------------
 
-// A math warpgroup. Up to 32 columns the two groups take turns on an item's pages, each with sums
-// of its own, which meet at the item's end. With 64 the sums of 512 values would not fit into one
-// group's registers: both work on every page, each on the scores of half the columns and, with the
+// A math warpgroup. Both work on every page, each on the scores of half the columns and, with the
 // probabilities of both, on the sums of half the values.
-template <int kColumns, bool kTurns, bool kDeterministic>
+template <int kColumns, bool kDeterministic>
 class MathGroup {
-  static constexpr int kOwn = kTurns ? kColumns : kColumns / 2;  // columns it scores
-  static constexpr int kTiles = kTurns ? 8 : 4;                  // 64 values each, that it sums
-  static constexpr int kStored = 4;                              // tiles that it stores
-  static constexpr int kSlots = Shared<kColumns, kTurns>::kSlots;
+  static constexpr int kOwn = kColumns / 2;  // columns it scores
+  static constexpr int kTiles = 4;           // 64 values each, that it sums
+  static constexpr int kSlots = Shared<kColumns>::kSlots;
   using Scores = Wgmma<kOwn>;
   using Sums = Wgmma<kColumns>;
 
  public:
-  __device__ MathGroup(Shared<kColumns, kTurns>& shared, const Arguments& args, int group)
+  __device__ MathGroup(Shared<kColumns>& shared, const Arguments& args, int group)
       : shared_(shared),
         args_(args),
         group_(group),
         half_(__shfl_sync(~0U, static_cast<int>(threadIdx.x) / kGroupThreads, 0)),
         warp_(__shfl_sync(~0U, static_cast<int>(threadIdx.x) / 32 % kGroupWarps, 0)),
         lane_(static_cast<int>(threadIdx.x) % 32),
-        slots_(smem_address(shared.slots)),
-        queries_(smem_address(shared.queries)) {}
+        slots_(descriptor_word(shared.slots)),
+        queries_(descriptor_word(shared.queries[0] + half_ * kOwn * 128)) {}
 
   __device__ void run(Walk<kDeterministic> walk) {
     uint32_t queries_parity = 0;
@@ -145,7 +144,7 @@ class MathGroup {
       begin_item();
       mbarrier_wait(&shared_.queries_full, queries_parity);
       queries_parity ^= 1;
-      for (int page = walk.begin + (kTurns ? half_ : 0); page < walk.end; page += kTurns ? 2 : 1) {
+      for (int page = walk.begin; page < walk.end; ++page) {
         place_ = RingPlace<kSlots>(position + (page - walk.begin) * kSlices);
         scores();
         const int valid = walk.sequence.context_len - page * kPage;
@@ -167,12 +166,10 @@ class MathGroup {
   }
   // Column of this thread's score s_[4 j + 2 h + c].
   __device__ __forceinline__ int own_column(int j, int c) const {
-    return (kTurns ? 0 : half_ * kOwn) + 8 * j + 2 * (lane_ % 4) + c;
+    return half_ * kOwn + 8 * j + 2 * (lane_ % 4) + c;
   }
   // Slice of a page that holds the values of its tile.
-  __device__ __forceinline__ int tile_slice(int tile) const {
-    return 1 + (kTurns ? 0 : half_ * kTiles) + tile;
-  }
+  __device__ __forceinline__ int tile_slice(int tile) const { return 1 + half_ * kTiles + tile; }
 
   __device__ void begin_item() {
 #pragma unroll
@@ -197,13 +194,12 @@ class MathGroup {
       const auto at = place_ + k;
       mbarrier_wait(&shared_.full[at.slot], at.parity);
       wgmma_fence();
-      const uint32_t keys = slots_ + at.slot * kSliceBytes;
-      const uint32_t queries = all_queries + k * kColumns * 128 + (kTurns ? 0 : half_ * kOwn * 128);
+      const uint32_t keys = slots_ + at.slot * (kSliceBytes / 16);
 #pragma unroll
       for (int step = 0; step < 4; ++step) {
         Scores::template bf16<0, 0>(s_,
-                                    wgmma_descriptor_k128(keys + step * 32),
-                                    wgmma_descriptor_k128(queries + step * 32),
+                                    descriptor(keys, step * 32),
+                                    descriptor(all_queries, k * kColumns * 128 + step * 32),
                                     k + step > 0);
       }
       wgmma_commit();
@@ -211,10 +207,8 @@ class MathGroup {
     wgmma_wait<0>();
     wgmma_fence_registers(s_);
     release(0);
-    if constexpr (!kTurns) {
 #pragma unroll
-      for (int k = 0; k < kTiles; ++k) release(1 + (1 - half_) * kTiles + k);
-    }
+    for (int k = 0; k < kTiles; ++k) release(1 + (1 - half_) * kTiles + k);
   }
 
   // Keys past a query token's own position, or past the sequence, count for nothing.
@@ -259,9 +253,8 @@ class MathGroup {
         if (lane_ < 4) warp_values[8 * j + 2 * lane_ + c] = most;
       }
     }
-    // Behind it nobody reads the last page's probabilities either.
     named_barrier(kBarrierGroup + half_, kGroupThreads);
-    if constexpr (!kTurns) turn_ ^= 1;  // the other group may still read the last page's
+    turn_ ^= 1;  // the other group may still read the last page's
 #pragma unroll
     for (int j = 0; j < kOwn / 8; ++j) {
 #pragma unroll
@@ -273,46 +266,38 @@ class MathGroup {
           most = fmaxf(most, shared_.warp_values[half_][w][8 * j + 2 * (lane_ % 4) + c]);
         }
         const float base = most == -INFINITY ? 0.0F : most;
-        decay_[i] = exp2_fast(max_[i] - base);
+        const float decay = exp2_fast(max_[i] - base);
         float& low = s_[4 * j + c];
         float& high = s_[4 * j + 2 + c];
         low = exp2_fast(low - base);
         high = exp2_fast(high - base);
-        sum_[i] = sum_[i] * decay_[i] + (low + high);
+        sum_[i] = sum_[i] * decay + (low + high);
         max_[i] = most;
-        if (!kTurns && warp_ == 0 && lane_ < 4) {
-          shared_.factors[turn_][own_column(j, c)] = decay_[i];
-        }
+        if (warp_ == 0 && lane_ < 4) shared_.factors[turn_][own_column(j, c)] = decay;
       }
       // Keys 16 warp .. + 15 of eight columns: two chunks of eight keys in each column's row.
       const int row = lane_ % 8;
-      const int column = (kTurns ? 0 : half_ * kOwn) + 8 * j + row;
+      const int column = half_ * kOwn + 8 * j + row;
       const int chunk = 2 * warp_ + lane_ / 8 % 2;
       stmatrix_x2_trans(probabilities() + column * 128 + ((chunk ^ row) * 16),
                         pack_bf16(s_[4 * j], s_[4 * j + 1]),
                         pack_bf16(s_[4 * j + 2], s_[4 * j + 3]));
     }
     fence_async_shared();
-    if constexpr (kTurns) {
-      named_barrier(kBarrierGroup + half_, kGroupThreads);
-      scale_sums(decay_);
-    } else {
-      named_barrier(kBarrierAll, kMathThreads);
-      scale_sums_shared(shared_.factors[turn_]);
-    }
+    named_barrier(kBarrierAll, kMathThreads);
+    scale_sums(shared_.factors[turn_]);
   }
   __device__ __forceinline__ uint32_t probabilities() const {
-    return smem_address(shared_.probabilities[kTurns ? half_ : turn_]);
+    return smem_address(shared_.probabilities[turn_]);
   }
 
-  // By a factor a column, of all columns in shared memory or of this thread's.
-  __device__ __forceinline__ void scale_sums_shared(const float* factors) {
-    float own[kColumns / 4];
+  // By a factor a column.
+  __device__ __forceinline__ void scale_sums(const float* of_columns) {
+    float factors[kColumns / 4];
 #pragma unroll
-    for (int i = 0; i < kColumns / 4; ++i) own[i] = factors[8 * (i / 2) + 2 * (lane_ % 4) + i % 2];
-    scale_sums(own);
-  }
-  __device__ __forceinline__ void scale_sums(const float (&factors)[kColumns / 4]) {
+    for (int i = 0; i < kColumns / 4; ++i) {
+      factors[i] = of_columns[8 * (i / 2) + 2 * (lane_ % 4) + i % 2];
+    }
     bool any = false;
 #pragma unroll
     for (int i = 0; i < kColumns / 4; ++i) any |= factors[i] != 1.0F;
@@ -329,16 +314,15 @@ class MathGroup {
 #pragma unroll
     for (auto& tile : o_) wgmma_fence_registers(tile);
     wgmma_fence();
-    const uint32_t p = probabilities();
+    const uint32_t p = descriptor_word(shared_.probabilities[turn_]);
 #pragma unroll
     for (int k = 0; k < kTiles; ++k) {
-      const uint32_t values = slots_ + (place_ + tile_slice(k)).slot * kSliceBytes;
+      const uint32_t values =
+          slots_ + kTransposed + (place_ + tile_slice(k)).slot * (kSliceBytes / 16);
 #pragma unroll
       for (int step = 0; step < 4; ++step) {  // 16 keys each
-        Sums::template bf16<1, 0>(o_[k],
-                                  wgmma_descriptor(values + step * 2048, 1024, 1024, 1),
-                                  wgmma_descriptor_k128(p + step * 32),
-                                  1);
+        Sums::template bf16<1, 0>(
+            o_[k], descriptor(values, step * 2048), descriptor(p, step * 32), 1);
       }
     }
     wgmma_commit();
@@ -366,22 +350,13 @@ class MathGroup {
         const int own = 8 * (i / 2) + 2 * lane_ + i % 2;
         float sum = 0;
         for (int w = 0; w < kGroupWarps; ++w) sum += shared_.warp_values[half_][w][own];
-        if constexpr (kTurns) {
-          shared_.group_max[half_][own] = max_[i];
-          shared_.group_sum[half_][own] = sum;
-        } else {
-          shared_.factors[turn_ ^ 1][half_ * kOwn + own] = sum > 0 ? 1.0F / sum : 0.0F;
-          if (walk.slot >= 0) args_.out.lse[row + half_ * kOwn + own] = max_[i] + log2f(sum);
-        }
+        shared_.factors[turn_ ^ 1][half_ * kOwn + own] = sum > 0 ? 1.0F / sum : 0.0F;
+        if (walk.slot >= 0) args_.out.lse[row + half_ * kOwn + own] = max_[i] + log2f(sum);
       }
     }
     named_barrier(kBarrierAll, kMathThreads);
-    if constexpr (kTurns) {
-      meet(walk.slot >= 0 ? args_.out.lse + row : nullptr);
-    } else {
-      turn_ ^= 1;
-      scale_sums_shared(shared_.factors[turn_]);
-    }
+    turn_ ^= 1;
+    scale_sums(shared_.factors[turn_]);
     const int columns = min(walk.sequence.query_len * args_.heads - group_ * kColumns, kColumns);
     const int64_t whole =
         static_cast<int64_t>(walk.sequence.query_begin) * args_.heads + group_ * kColumns;
@@ -391,9 +366,9 @@ class MathGroup {
       const int column = 8 * (i / 4) + 2 * (lane_ % 4) + i % 2;
       if (column >= columns) continue;
 #pragma unroll
-      for (int k = 0; k < kStored; ++k) {
+      for (int k = 0; k < kTiles; ++k) {
         const int value =
-            (half_ * kStored + k) * kSliceCols + 16 * warp_ + 8 * (i / 2 % 2) + lane_ / 4;
+            (half_ * kTiles + k) * kSliceCols + 16 * warp_ + 8 * (i / 2 % 2) + lane_ / 4;
         if (walk.slot >= 0) {
           args_.out.partial[(row + column) * kLatent + value] = o_[k][i];
         } else {
@@ -403,120 +378,52 @@ class MathGroup {
     }
   }
 
-  // The groups' sums become one: tiles 0..3 in the first group, 4..7 in the second, there moved to
-  // the front. The exchange goes through the queries' place: the item is done with them.
-  __device__ void meet(float* lse) {
-    float factors[kColumns / 4];
-#pragma unroll
-    for (int i = 0; i < kColumns / 4; ++i) {
-      const int column = own_column(i / 2, i % 2);
-      const float other_max = shared_.group_max[1 - half_][column];
-      const float most = fmaxf(max_[i], other_max);
-      const float base = most == -INFINITY ? 0.0F : most;
-      const float own_factor = exp2_fast(max_[i] - base);
-      const float other_factor = exp2_fast(other_max - base);
-      const float own_sum = shared_.group_sum[half_][column] * own_factor;
-      const float other_sum = shared_.group_sum[1 - half_][column] * other_factor;
-      const float sum = own_sum + other_sum;
-      factors[i] = sum > 0 ? own_factor / sum : 0.0F;
-      if (lse != nullptr && half_ == 0 && warp_ == 0 && lane_ < 4) lse[column] = most + log2f(sum);
-    }
-    scale_sums(factors);
-    static_assert(sizeof(Shared<kColumns, kTurns>::queries) >=
-                  kStored * kColumns / 2 * kGroupThreads * 4);
-    auto* staged = reinterpret_cast<float4*>(shared_.queries) + threadIdx.x % kGroupThreads;
-    if (half_ == 1) give(staged, 0);
-    named_barrier(kBarrierAll, kMathThreads);
-    if (half_ == 0) take(staged, 0);
-    named_barrier(kBarrierAll, kMathThreads);
-    if (half_ == 0) give(staged, kStored);
-    named_barrier(kBarrierAll, kMathThreads);
-    if (half_ == 1) take(staged, kTiles - kStored);
-  }
-  __device__ __forceinline__ void give(float4* staged, int first) const {
-#pragma unroll
-    for (int k = 0; k < kStored; ++k) {
-#pragma unroll
-      for (int i = 0; i < kColumns / 8; ++i) {
-        const float* v = o_[(first + k) % kTiles] + 4 * i;
-        staged[(k * kColumns / 8 + i) * kGroupThreads] = make_float4(v[0], v[1], v[2], v[3]);
-      }
-    }
-  }
-  // o_[k] = o_[first + k] + the other group's.
-  __device__ __forceinline__ void take(const float4* staged, int first) {
-#pragma unroll
-    for (int k = 0; k < kStored; ++k) {
-#pragma unroll
-      for (int i = 0; i < kColumns / 8; ++i) {
-        const float4 other = staged[(k * kColumns / 8 + i) * kGroupThreads];
-        const float* own = o_[first + k] + 4 * i;
-        float* to = o_[k] + 4 * i;
-        to[0] = own[0] + other.x;
-        to[1] = own[1] + other.y;
-        to[2] = own[2] + other.z;
-        to[3] = own[3] + other.w;
-      }
-    }
-  }
-
-  Shared<kColumns, kTurns>& shared_;
+  Shared<kColumns>& shared_;
   const Arguments& args_;
   const int group_;
   const int half_;
   const int warp_;
   const int lane_;
-  const uint32_t slots_;
+  const uint32_t slots_;  // words of descriptors
   const uint32_t queries_;
   RingPlace<kSlots> place_{0};
-  int turn_ = 0;  // which probabilities and factors, where both groups work on a page
+  int turn_ = 0;  // which probabilities and factors
   float s_[kOwn / 2];
   float max_[kOwn / 4];
   float sum_[kOwn / 4];  // of this thread's keys
-  float decay_[kOwn / 4];
   float o_[kTiles][kColumns / 2];
 };
 
 #endif  // R1D_SM90
 
-template <int kColumns, bool kTurns, bool kDeterministic>
-__global__ void __launch_bounds__(threads_of(kColumns), 1)
+template <int kColumns, bool kDeterministic>
+__global__ void __launch_bounds__(bound_threads(kColumns), 1)
     decode_kernel(const __grid_constant__ CUtensorMap query_map,
                   const __grid_constant__ CUtensorMap cache_map,
                   const __grid_constant__ Arguments args) {
 #ifdef R1D_SM90
   extern __shared__ uint8_t raw[];
   auto& shared =
-      *reinterpret_cast<Shared<kColumns, kTurns>*>(raw + (1024 - smem_address(raw) % 1024) % 1024);
+      *reinterpret_cast<Shared<kColumns>*>(raw + (1024 - smem_address(raw) % 1024) % 1024);
   const int part = static_cast<int>(blockIdx.x) / args.groups;
   const int group = static_cast<int>(blockIdx.x) % args.groups;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   // The plan was complete before the kernels ahead of us began.
   const Walk<kDeterministic> walk(args.plan, args.num_sequences, part);
-  if (threadIdx.x == kMathThreads) {
-    tensor_prefetch_map(&cache_map);
-    tensor_prefetch_map(&query_map);
-  }
-  if (threadIdx.x < Shared<kColumns, kTurns>::kSlots) {
-    mbarrier_init(&shared.full[threadIdx.x], 1);
-    mbarrier_init(&shared.empty[threadIdx.x], kTurns ? kGroupWarps : 2 * kGroupWarps);
-    if (threadIdx.x == 0) {
-      mbarrier_init(&shared.queries_full, 1);
-      mbarrier_init(&shared.queries_empty, 2 * kGroupWarps);
-    }
-    mbarrier_init_fence();
-  }
+  if (threadIdx.x == kMathThreads) tensor_prefetch_map(&cache_map);
+  if (threadIdx.x == kMathThreads + 32) tensor_prefetch_map(&query_map);
+  init_barriers<threads_of(kColumns) / 32>(shared, 2 * kGroupWarps);
   __syncthreads();
   if (warp < kMathThreads / 32) {
     if constexpr (moves_registers(kColumns)) registers_raise<224>();
     grid_dependency_wait();
     grid_launch_dependents();
-    MathGroup<kColumns, kTurns, kDeterministic>(shared, args, group).run(walk);
+    MathGroup<kColumns, kDeterministic>(shared, args, group).run(walk);
     return;
   }
   if constexpr (moves_registers(kColumns)) registers_lower<56>();
   if (warp == kMathThreads / 32) {
-    load_cache<kColumns, kTurns, kDeterministic>(shared, cache_map, args, walk);
+    load_cache<kColumns, kDeterministic>(shared, cache_map, args, walk);
   } else if (threadIdx.x == kMathThreads + 32) {
     grid_dependency_wait();
     load_queries<kColumns>(shared, query_map, args, walk, group);
@@ -524,13 +431,7 @@ __global__ void __launch_bounds__(threads_of(kColumns), 1)
 #endif
 }
 
-// 16 columns can be worked on either way: few sequences give a block one page or two, which both
-// groups finish sooner together; with many, two pages at a time hide each other's latency.
-bool takes_turns(const MlaShape& shape) {
-  return shape.deterministic || shape.num_sequences > 8;
-}
-
-template <int kColumns, bool kTurns>
+template <int kColumns>
 cudaError_t launch_decode(const CUtensorMap& query_map,
                           const CUtensorMap& cache_map,
                           const Arguments& args,
@@ -538,15 +439,15 @@ cudaError_t launch_decode(const CUtensorMap& query_map,
                           const Launch& launch) {
   const Grid grid{.blocks = dim3(static_cast<unsigned>(tiling(shape).parts * args.groups)),
                   .threads = dim3(threads_of(kColumns)),
-                  .shared_bytes = sizeof(Shared<kColumns, kTurns>) + 1024};
-  static_assert(sizeof(Shared<kColumns, kTurns>) + 1024 <= 232448, "a block's shared memory");
-  return enqueue(shape.deterministic ? decode_kernel<kColumns, kTurns, true>
-                                     : decode_kernel<kColumns, kTurns, false>,
-                 grid,
-                 launch,
-                 query_map,
-                 cache_map,
-                 args);
+                  .shared_bytes = sizeof(Shared<kColumns>) + 1024};
+  static_assert(sizeof(Shared<kColumns>) + 1024 <= 232448, "a block's shared memory");
+  return enqueue(
+      shape.deterministic ? decode_kernel<kColumns, true> : decode_kernel<kColumns, false>,
+      grid,
+      launch,
+      query_map,
+      cache_map,
+      args);
 }
 
 }  // namespace
@@ -605,13 +506,11 @@ cudaError_t mla_decode(const void* q_latent,
   if (error != cudaSuccess) return error;
   switch (tiling.columns) {
     case 16:
-      return mla::takes_turns(shape)
-                 ? mla::launch_decode<16, true>(query_map, cache_map, args, shape, launch)
-                 : mla::launch_decode<16, false>(query_map, cache_map, args, shape, launch);
+      return mla::launch_decode<16>(query_map, cache_map, args, shape, launch);
     case 32:
-      return mla::launch_decode<32, true>(query_map, cache_map, args, shape, launch);
+      return mla::launch_decode<32>(query_map, cache_map, args, shape, launch);
     default:
-      return mla::launch_decode<64, false>(query_map, cache_map, args, shape, launch);
+      return mla::launch_decode<64>(query_map, cache_map, args, shape, launch);
   }
 }
 

@@ -21,7 +21,6 @@
 #include <cuda_fp8.h>
 
 #include "kernels/common/tensor_map.h"
-#include "kernels/common/wgmma.cuh"
 #include "kernels/mla_decode/decode.cuh"
 
 namespace r1d::kernels::mla {
@@ -46,8 +45,8 @@ struct SharedFp8 {
   static constexpr int kSlots = kColumns == 16 ? 22 : kColumns == 32 ? 18 : 13;
   static constexpr int kScalePages = 8;  // more than kSlots slices can belong to
   uint8_t slots[kSlots][kSliceBytes];    // 1024-byte aligned, 128-byte swizzle
-  // K-major, 128-byte swizzle: rope, then 8 slices of latent as loaded; these become 4 of codes and
-  // 4 of the codes of what the first ones leave.
+  // K-major, 128-byte swizzle: rope, then 8 slices of latent as loaded. These become 4 of twice as
+  // many rows: for each kOwn columns their codes, then those of what the codes leave.
   uint8_t queries[kSlices][kColumns * 128];
   // Of each group and each 128 values: [column][64 keys] f16, 128-byte swizzle.
   uint8_t probabilities[2][kScales][kOwn * 128];
@@ -89,16 +88,6 @@ __device__ __forceinline__ uint32_t pack_e4m3(float a, float b, float c, float d
   const uint32_t low = __nv_cvt_float2_to_fp8x2({a, b}, __NV_SATFINITE, __NV_E4M3);
   return low | static_cast<uint32_t>(__nv_cvt_float2_to_fp8x2({c, d}, __NV_SATFINITE, __NV_E4M3))
                    << 16;
-}
-
-// A K-major operand under the 128-byte swizzle (wgmma.cuh): the descriptor's low word once, then
-// one addition an operand.
-__device__ __forceinline__ uint32_t descriptor_word(const void* shared) {
-  return static_cast<uint32_t>(wgmma_descriptor_k128(smem_address(shared)));
-}
-__device__ __forceinline__ uint64_t descriptor(uint32_t word, int bytes) {
-  constexpr uint32_t kHigh = (1U << 30) | (1024 >> 4);
-  return (static_cast<uint64_t>(kHigh) << 32) | (word + static_cast<uint32_t>(bytes / 16));
 }
 
 // ---- load --------------------------------------------------------------------------------------
@@ -148,34 +137,44 @@ __device__ void load_cache(SharedFp8<kColumns>& shared,
 #pragma unroll
         for (int i = 0; i < 4; ++i) blocks[i] = __shfl_sync(~0U, held, (first + i) % 32);
       }
+      // One thread issues it all: what a slice costs here times their number is a bound of its own.
       if (lane == 0) {
         float4* scales = shared.scales[pages % SharedFp8<kColumns>::kScalePages];
+        const uint32_t bytes = count * size * kRowBytes;
+        const uint32_t scale_bytes = count * size * static_cast<uint32_t>(sizeof(float4));
+        auto at = place;
+        int row = kScales * size;  // of a block's rows of 128 bytes: rope behind the groups
 #pragma unroll 1
         for (int k = 0; k < kParts; ++k) {
-          const auto at = place + k;
-          // A block's rows of 128 bytes: groups 0..3, then rope.
-          const int row = (k == 0 ? kScales : k - 1) * size;
-          const int scale_bytes = k == 0 ? count * size * static_cast<int>(sizeof(float4)) : 0;
+          uint8_t* to = shared.slots[at.slot];
+          uint64_t* full = &shared.full[at.slot];
           mbarrier_wait(&shared.empty[at.slot], at.parity);
-          mbarrier_arrive_expect(&shared.full[at.slot], count * size * kRowBytes + scale_bytes);
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            if (i >= count) break;
-            tensor_load_2d_hint(shared.slots[at.slot] + i * size * kRowBytes,
+          mbarrier_arrive_expect(full, k == 0 ? bytes + scale_bytes : bytes);
+          const auto load = [&](int i) {
+            tensor_load_2d_hint(to + i * size * kRowBytes,
                                 &cache_map,
                                 0,
                                 blocks[i] * (block_bytes / kRowBytes) + row,
-                                &shared.full[at.slot],
+                                full,
                                 policy);
-            if (k == 0) {
-              bulk_load_hint(
-                  scales + i * size,
-                  cache + static_cast<int64_t>(blocks[i]) * block_bytes + size * kBytesBeforeScales,
-                  size * static_cast<uint32_t>(sizeof(float4)),
-                  &shared.full[at.slot],
-                  policy);
+            if (k > 0) return;
+            bulk_load_hint(
+                scales + i * size,
+                cache + static_cast<int64_t>(blocks[i]) * block_bytes + size * kBytesBeforeScales,
+                size * static_cast<uint32_t>(sizeof(float4)),
+                full,
+                policy);
+          };
+          load(0);
+          if (blocks_a_page > 1) {
+#pragma unroll
+            for (int i = 1; i < 4; ++i) {
+              if (i >= count) break;
+              load(i);
             }
           }
+          row = k == 0 ? 0 : row + size;
+          at = at + 1;
         }
       }
       place = place + kParts;
@@ -194,11 +193,18 @@ class MathGroup {
   static constexpr int kSlots = Memory::kSlots;
   static constexpr int kTiles = kLatent / kPage;                // 64 values each
   static constexpr int kStored = kTurns ? kTiles / 2 : kTiles;  // tiles that it stores
-  // Where registers allow it, the four groups' scores need not wait for each other.
-  static constexpr int kPartial = kOwn == 16 ? kScales : 1;
+  // Where registers allow it, a product takes both sets of the queries' codes, which reads the keys
+  // once for both; one group's scores are added up while the next one's are computed; and the first
+  // values are widened before the probabilities stand.
+  static constexpr bool kRoom = kOwn == 16;
+  static constexpr int kPartial = kRoom ? 2 : 1;
+  static constexpr int kSets = kRoom ? 1 : 2;  // one after the other
   // Products under way at once: of 16 codes or keys each. Their register operands exist twice.
-  static constexpr int kBatch = kOwn == 16 ? 4 : 2;
+  static constexpr int kBatch = kRoom ? 4 : 2;
+  static constexpr int kOfTile = 4 / kBatch;
+  static constexpr int kBatches = kTiles * kOfTile;
   using Product = Wgmma<kOwn>;
+  using Codes = Wgmma<kRoom ? 2 * kOwn : kOwn>;
 
  public:
   __device__ MathGroup(Memory& shared, const Arguments& args, int group)
@@ -312,11 +318,10 @@ class MathGroup {
         const float2 high = unpack_f16(widen_high(codes[k]));
         rest[k] = pack_e4m3(v[0] - low.x, v[1] - low.y, v[2] - high.x, v[3] - high.y);
       }
-      const int chunk = row * 8 + ((piece % 8) ^ (row % 8));
-      reinterpret_cast<uint4*>(shared_.queries[1 + piece / 8])[chunk] =
-          make_uint4(codes[0], codes[1], codes[2], codes[3]);
-      reinterpret_cast<uint4*>(shared_.queries[1 + kScales + piece / 8])[chunk] =
-          make_uint4(rest[0], rest[1], rest[2], rest[3]);
+      const int chunk = (row + row / kOwn * kOwn) * 8 + ((piece % 8) ^ (row % 8));
+      auto* to = reinterpret_cast<uint4*>(shared_.queries[1 + 2 * (piece / 8)]) + chunk;
+      to[0] = make_uint4(codes[0], codes[1], codes[2], codes[3]);
+      to[kOwn * 8] = make_uint4(rest[0], rest[1], rest[2], rest[3]);
     }
     fence_async_shared();
     named_barrier(kBarrierAll, kMathThreads);
@@ -340,7 +345,8 @@ class MathGroup {
     const int key = 16 * warp_ + lane_ / 4;
     set_scales(scales, key, valid, 0);
     set_scales(scales, key + 8, valid, 1);
-    float partial[kPartial][kOwn / 2];
+    const uint32_t latent = all_queries + (kTurns ? 0 : half_ * kOwn * kRowBytes / 16);
+    float partial[kPartial][kOwn / kSets];
 #pragma unroll
     for (int g = 0; g < kScales; ++g) {
       const auto at = place_ + (1 + g);
@@ -350,36 +356,36 @@ class MathGroup {
       wgmma_fence_registers(sum);
       wgmma_fence();
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {  // 32 codes each, by one of the sets
-        const int slice = 1 + i % 2 * kScales + g;
-        const int step = i / 2 * 32;
-        Product::e4m3(sum,
-                      descriptor(keys, step),
-                      descriptor(all_queries, slice * kColumns * kRowBytes + step),
-                      i > 0);
+      for (int i = 0; i < 4 * kSets; ++i) {  // 32 codes each
+        const int step = i / kSets * 32;
+        const int set = i % kSets * kOwn * kRowBytes;
+        Codes::e4m3(sum,
+                    descriptor(keys, step),
+                    descriptor(latent, (1 + 2 * g) * kColumns * kRowBytes + set + step),
+                    i > 0);
       }
       wgmma_commit();
-      if constexpr (kPartial == 1) {
-        wgmma_wait<0>();
-        if (g == 0) wgmma_fence_registers(s_);
-        add_scores(sum, g);
-      }
+      const int done = g + 1 - kPartial;
+      if (done < 0) continue;
+      wgmma_wait<kPartial - 1>();
+      if (done == 0) wgmma_fence_registers(s_);
+      add_scores(partial[done % kPartial], done);
     }
     if constexpr (kPartial > 1) {
       wgmma_wait<0>();
-      wgmma_fence_registers(s_);
-#pragma unroll
-      for (int g = 0; g < kScales; ++g) add_scores(partial[g], g);
+      add_scores(partial[(kScales - 1) % kPartial], kScales - 1);
     }
     release(0);
   }
-  __device__ __forceinline__ void add_scores(float (&sum)[kOwn / 2], int g) {
+  __device__ __forceinline__ void add_scores(float (&sum)[kOwn / kSets], int g) {
     wgmma_fence_registers(sum);
     const float* query_scale = shared_.query_scale + (kTurns ? 0 : half_ * kOwn);
 #pragma unroll
     for (int i = 0; i < kOwn / 2; ++i) {
       const float scale = query_scale[own_column(i / 4, i % 2)] * scale_[i / 2 % 2][g];
-      s_[i] = fmaf(sum[i], scale, s_[i]);
+      float codes = sum[i];
+      if constexpr (kRoom) codes += sum[i + kOwn / 2];
+      s_[i] = fmaf(codes, scale, s_[i]);
     }
   }
   // This thread's key h; one past the sequence has scales of 0, whatever its place holds.
@@ -438,8 +444,9 @@ class MathGroup {
         if (lane_ < 4) warp_values[own_column(j, c)] = most;
       }
     }
-    // Behind it nobody reads the last page's probabilities either.
+    // Behind it nobody reads the last page's probabilities either, and rows are cleared.
     named_barrier(kBarrierGroup + half_, kGroupThreads);
+    if constexpr (kRoom) load_first_values();
     float decay[kOwn / 4];
 #pragma unroll
     for (int j = 0; j < kOwn / 8; ++j) {
@@ -473,6 +480,7 @@ class MathGroup {
       }
     }
     fence_async_shared();
+    if constexpr (kRoom) widen_values(0);
     named_barrier(kBarrierGroup + half_, kGroupThreads);
     scale_sums(decay);
   }
@@ -493,35 +501,26 @@ class MathGroup {
   __device__ void sums() {
     uint32_t probabilities = probabilities_;
     asm volatile("" : "+r"(probabilities));
-    uint32_t codes[2][kBatch / 2][4];
-    uint32_t values[2][kBatch][4];
+    if constexpr (!kRoom) {
+      load_first_values();
+      widen_values(0);
+    }
 #pragma unroll
     for (auto& tile : o_) wgmma_fence_registers(tile);
-    constexpr int kOfTile = 4 / kBatch;
-    load_values(0, codes[0]);
 #pragma unroll
-    for (int batch = 0; batch < kTiles * kOfTile; ++batch) {
+    for (int batch = 0; batch < kBatches; ++batch) {
       const int tile = batch / kOfTile;
       const int first = batch % kOfTile * kBatch;
-      auto& a = values[batch % 2];
-      if (batch + 1 < kTiles * kOfTile) load_values(batch + 1, codes[(batch + 1) % 2]);
-      wgmma_wait<1>();  // whoever reads the registers of two batches ago
-#pragma unroll
-      for (int step = 0; step < kBatch; ++step) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          // Two keys' pairs of values to two values' pairs of keys.
-          const uint32_t pairs =
-              __byte_perm(codes[batch % 2][step / 2][step % 2 * 2 + i], 0, 0x3120);
-          a[step][2 * i] = widen_low(pairs);
-          a[step][2 * i + 1] = widen_high(pairs);
-        }
+      if (batch > 0) {
+        wgmma_wait<1>();  // whoever reads the registers of two batches ago
+        widen_values(batch);
       }
       wgmma_fence();
 #pragma unroll
       for (int step = 0; step < kBatch; ++step) {
         const int offset = tile / 2 * kOwn * kRowBytes + (first + step) * 32;
-        Product::template f16_rs<0>(o_[tile], a[step], descriptor(probabilities, offset), 1);
+        Product::template f16_rs<0>(
+            o_[tile], values_[batch % 2][step], descriptor(probabilities, offset), 1);
       }
       wgmma_commit();
       // The products hold what was loaded, so the slice may be overwritten.
@@ -530,6 +529,25 @@ class MathGroup {
     wgmma_wait<0>();
 #pragma unroll
     for (auto& tile : o_) wgmma_fence_registers(tile);
+  }
+  __device__ __forceinline__ void load_first_values() {
+    load_values(0, codes_[0]);
+    load_values(1, codes_[1]);
+  }
+  // A batch's codes become f16, and those of the second batch after it are requested.
+  __device__ __forceinline__ void widen_values(int batch) {
+    auto& codes = codes_[batch % 2];
+#pragma unroll
+    for (int step = 0; step < kBatch; ++step) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        // Two keys' pairs of values to two values' pairs of keys.
+        const uint32_t pairs = __byte_perm(codes[step / 2][step % 2 * 2 + i], 0, 0x3120);
+        values_[batch % 2][step][2 * i] = widen_low(pairs);
+        values_[batch % 2][step][2 * i + 1] = widen_high(pairs);
+      }
+    }
+    if (batch + 2 < kBatches) load_values(batch + 2, codes);
   }
   // A batch's codes, transposed: 16 values of 16 kBatch keys, 32 keys a load.
   __device__ __forceinline__ void load_values(int batch, uint32_t (&codes)[kBatch / 2][4]) {
@@ -690,7 +708,9 @@ class MathGroup {
   float lift_[2];            // their references' distance from their scores
   float s_[kOwn / 2];
   float max_[kOwn / 4];
-  float sum_[kOwn / 4];  // of this thread's keys
+  float sum_[kOwn / 4];               // of this thread's keys
+  uint32_t codes_[2][kBatch / 2][4];  // of values, as loaded
+  uint32_t values_[2][kBatch][4];     // widened: operands of products
   float o_[kTiles][kOwn / 2];
 };
 
@@ -711,19 +731,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int warp = static_cast<int>(threadIdx.x) / 32;
   // The plan was complete before the kernels ahead of us began.
   const Walk<kDeterministic> walk(args.plan, args.num_sequences, part);
-  if (threadIdx.x == kMathThreads) {
-    tensor_prefetch_map(&cache_map);
-    tensor_prefetch_map(&query_map);
-  }
-  if (threadIdx.x < Memory::kSlots) {
-    mbarrier_init(&shared.full[threadIdx.x], 1);
-    mbarrier_init(&shared.empty[threadIdx.x], Memory::kTurns ? kGroupWarps : 2 * kGroupWarps);
-    if (threadIdx.x == 0) {
-      mbarrier_init(&shared.queries_full, 1);
-      mbarrier_init(&shared.queries_empty, 2 * kGroupWarps);
-    }
-    mbarrier_init_fence();
-  }
+  if (threadIdx.x == kMathThreads) tensor_prefetch_map(&cache_map);
+  if (threadIdx.x == kMathThreads + 32) tensor_prefetch_map(&query_map);
+  init_barriers<kThreads / 32>(shared, Memory::kTurns ? kGroupWarps : 2 * kGroupWarps);
   __syncthreads();
   if (warp < kMathThreads / 32) {
     registers_raise<224>();

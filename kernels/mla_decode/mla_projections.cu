@@ -7,9 +7,9 @@
 //           fragment_source.
 // Bound     131 KB of weights a head each: 16 heads 2.1 MB, 0.5 us; the rest is latency.
 // Launch    About one block an SM. absorb: a head's latent values in 8, 2 or 1 blocks by 16 or 32
-//           tokens, with little shared memory, so that they fit beside mla_decode's. expand:
-//           clusters of 8, 4 or 2 blocks a head, or single ones with up to 32 tokens. Both load
-//           their weights before they wait for the kernel ahead.
+//           tokens; the smallest have so little shared memory and so few registers that they fit
+//           beside mla_decode's. expand: clusters of 8, 4 or 2 blocks a head, or single ones with
+//           up to 32 tokens. Both load their weights before they wait for the kernel ahead.
 // Numerics  bf16 products, f32 sums; merge in f32 in the order of the splits.
 // Source    DeepSeek-V2 report, section 2.1; LSE merge as in Flash-Decoding.
 #include <algorithm>
@@ -107,7 +107,6 @@ __device__ __forceinline__ void mma_pair(float (&d)[4],
 // ---- absorb ------------------------------------------------------------------------------------
 
 constexpr int kAbsorbSteps = kNope / 16;
-constexpr int kMaxGroup = 32;                // tokens of a block
 constexpr int kQueryBytes = kNope * 2 + 64;  // of a token in shared memory; +64: no bank conflicts
 
 #ifdef R1D_SM90
@@ -151,27 +150,31 @@ template <int kWarps, int kRowTiles>
 struct AbsorbForm {
   static constexpr int kThreads = 32 * (kWarps + kWarps / 4);
   static constexpr int kSlices = kLatent / 16 / kWarps / kRowTiles;  // blocks of a head
+  static constexpr int kGroupTokens = kRowTiles > 1 ? 32 : 16;       // of a block
+  // For the compiler: the smallest form is held to 64 registers, so that two blocks fit on an SM
+  // beside mla_decode.
+  static constexpr int kBoundThreads = kWarps == 4 ? 1024 : kThreads;
 };
 
 // Block (kSlices head + slice, token group).
 template <int kWarps, int kRowTiles>
-__global__ void __launch_bounds__(AbsorbForm<kWarps, kRowTiles>::kThreads, 1)
+__global__ void __launch_bounds__(AbsorbForm<kWarps, kRowTiles>::kBoundThreads, 1)
     absorb_kernel(const __nv_bfloat16* q,
                   MlaWeights weights,
                   MlaRope rope,
                   float scale,
                   int heads,
                   int num_tokens,
-                  int group_tokens,
                   __nv_bfloat16* q_latent) {
 #ifdef R1D_SM90
-  constexpr int kSlices = AbsorbForm<kWarps, kRowTiles>::kSlices;
+  using Form = AbsorbForm<kWarps, kRowTiles>;
+  constexpr int kSlices = Form::kSlices;
   const int head = static_cast<int>(blockIdx.x) / kSlices;
   const int slice = static_cast<int>(blockIdx.x) % kSlices;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int begin = static_cast<int>(blockIdx.y) * group_tokens;
-  const int end = min(begin + group_tokens, num_tokens);
+  const int begin = static_cast<int>(blockIdx.y) * Form::kGroupTokens;
+  const int end = min(begin + Form::kGroupTokens, num_tokens);
   if (warp >= kWarps) {
     if (threadIdx.x == 32 * kWarps && blockIdx.y == 0) {  // for mla_expand_values
       constexpr int kBytes = kValue * kLatent * 2 / kSlices;
@@ -206,7 +209,7 @@ __global__ void __launch_bounds__(AbsorbForm<kWarps, kRowTiles>::kThreads, 1)
   grid_launch_dependents();  // mla_decode may begin to load the cache
   grid_dependency_wait();
 
-  __shared__ __align__(128) uint8_t rows[kMaxGroup * kQueryBytes];
+  __shared__ __align__(128) uint8_t rows[Form::kGroupTokens * kQueryBytes];
   for (int i = threadIdx.x; i < (end - begin) * (kNope / 8); i += 32 * kWarps) {
     const int64_t row = static_cast<int64_t>(begin + i / (kNope / 8)) * heads + head;
     cp_async_16(smem_address(rows + i / (kNope / 8) * kQueryBytes + i % (kNope / 8) * 16),
@@ -318,10 +321,6 @@ __device__ __forceinline__ float load_lse(const float* from, bool valid) {
       : "memory");
   return v;
 }
-__device__ __forceinline__ void cluster_store_u64(uint32_t remote, uint2 value) {
-  asm volatile("st.shared::cluster.v2.u32 [%0], {%1, %2};" ::"r"(remote), "r"(value.x), "r"(value.y)
-               : "memory");
-}
 __device__ __forceinline__ uint2 pack_bf16x4(const float4& v) {
   const __nv_bfloat162 low = __floats2bfloat162_rn(v.x, v.y);
   const __nv_bfloat162 high = __floats2bfloat162_rn(v.z, v.w);
@@ -394,6 +393,7 @@ __device__ __forceinline__ void merge_splits(const ExpandArguments& args,
                                              int begin,
                                              int count,
                                              uint8_t* tokens,
+                                             uint64_t* given,
                                              float4* shares,
                                              float* weights) {
   constexpr int kOwn = ExpandForm<kSplit>::kOwnChunks;
@@ -438,7 +438,9 @@ __device__ __forceinline__ void merge_splits(const ExpandArguments& args,
     } else {
 #pragma unroll
       for (int r = 0; r < kSplit; ++r) {
-        cluster_store_u64(cluster_address(smem_address(to), r), packed);
+        cluster_store_async(cluster_address(smem_address(to), r),
+                            make_float2(__uint_as_float(packed.x), __uint_as_float(packed.y)),
+                            cluster_address(smem_address(given), r));
       }
     }
   };
@@ -551,15 +553,23 @@ __global__ void __launch_bounds__(ExpandForm<kSplit>::kThreads,
 #pragma unroll
   for (int i = 0; i < Form::kOwnPairs * 2; ++i)
     load_weights(a[i / 2][i % 2], fragments + i * 32 + lane);
-  // The others' shared memory may be written once all have started.
-  if constexpr (kSplit > 1) cluster_arrive();
   const int begin = static_cast<int>(blockIdx.y) * args.tiles * kTokens;
   const int count = min(args.tiles * kTokens, args.num_tokens - begin);
-  merge_splits<kSplit, kAtOnce>(
-      args, head, rank, begin, count, tokens, reinterpret_cast<float4*>(sums), weights);
+  // Stores that count themselves: a barrier of the cluster that releases them takes 1 to 2 us
+  // beside the next kernel's loads.
+  __shared__ uint64_t given;
   if constexpr (kSplit > 1) {
-    cluster_arrive();
-    cluster_wait();
+    if (threadIdx.x == 0) {
+      mbarrier_init(&given, 1);
+      mbarrier_init_fence();
+      mbarrier_arrive_expect(&given, static_cast<uint32_t>(count) * kLatent * 2);
+    }
+    cluster_arrive_relaxed();  // after everyone's wait, everyone's barriers stand
+  }
+  merge_splits<kSplit, kAtOnce>(
+      args, head, rank, begin, count, tokens, &given, reinterpret_cast<float4*>(sums), weights);
+  if constexpr (kSplit > 1) {
+    mbarrier_wait(&given, 0);
   } else {
     __syncthreads();
   }
@@ -610,14 +620,13 @@ cudaError_t launch_absorb(const void* q,
                           const MlaRope& rope,
                           float scale,
                           const MlaShape& shape,
-                          int group_tokens,
                           void* q_latent,
                           const Launch& launch) {
   using Form = AbsorbForm<kWarps, kRowTiles>;
   const auto kernel = absorb_kernel<kWarps, kRowTiles>;
   const cudaError_t error = leave_shared_memory(kernel);
   if (error != cudaSuccess) return error;
-  const int groups = (shape.num_tokens + group_tokens - 1) / group_tokens;
+  const int groups = (shape.num_tokens + Form::kGroupTokens - 1) / Form::kGroupTokens;
   return enqueue(kernel,
                  Grid{.blocks = dim3(static_cast<unsigned>(shape.heads * Form::kSlices),
                                      static_cast<unsigned>(groups)),
@@ -629,7 +638,6 @@ cudaError_t launch_absorb(const void* q,
                  scale,
                  shape.heads,
                  shape.num_tokens,
-                 group_tokens,
                  static_cast<__nv_bfloat16*>(q_latent));
 }
 
@@ -691,12 +699,12 @@ cudaError_t mla_absorb_queries(const void* q,
   const float scale = softmax_scale * mla::kLog2e;
   const int blocks = shape.heads * ((shape.num_tokens + 15) / 16);
   if (blocks * 8 <= shape.num_sms) {
-    return mla::launch_absorb<4, 1>(q, weights, rope, scale, shape, 16, q_latent, launch);
+    return mla::launch_absorb<4, 1>(q, weights, rope, scale, shape, q_latent, launch);
   }
   if (blocks * 2 <= shape.num_sms) {
-    return mla::launch_absorb<16, 1>(q, weights, rope, scale, shape, 16, q_latent, launch);
+    return mla::launch_absorb<16, 1>(q, weights, rope, scale, shape, q_latent, launch);
   }
-  return mla::launch_absorb<8, 4>(q, weights, rope, scale, shape, 32, q_latent, launch);
+  return mla::launch_absorb<8, 4>(q, weights, rope, scale, shape, q_latent, launch);
 }
 
 cudaError_t mla_expand_values(const void* workspace,

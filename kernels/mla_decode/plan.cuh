@@ -72,7 +72,7 @@ inline WorkspaceView workspace_view(const void* workspace, const MlaShape& shape
 }
 
 // Where the sums of one token are. Split k is slot first for k = 0, else next + (k - 1) * step.
-struct TokenSplits {
+struct alignas(16) TokenSplits {
   int32_t first;
   int32_t next;
   int32_t step;
@@ -82,7 +82,7 @@ struct TokenSplits {
 };
 
 // A sequence as mla_decode reads it; a part's record is a copy of the first it has pages of.
-struct PlannedSequence {
+struct alignas(16) PlannedSequence {
   int32_t start;
   int32_t context_len;
   int32_t query_begin;
