@@ -42,6 +42,10 @@ template <int kColumns>
 struct SharedFp8 {
   static constexpr int kOwn = kColumns < 32 ? kColumns : 32;  // columns of a math group
   static constexpr bool kTurns = kColumns <= 32;
+  // In all no more than the 168 a thread that the block begins with. With 56 the loader spills,
+  // which costs a tenth where it is the bound.
+  static constexpr int kMathRegisters = kOwn == 16 ? 216 : 224;
+  static constexpr int kLoaderRegisters = kOwn == 16 ? 72 : 56;
   static constexpr int kSlots = kColumns == 16 ? 22 : kColumns == 32 ? 18 : 13;
   static constexpr int kScalePages = 8;  // more than kSlots slices can belong to
   uint8_t slots[kSlots][kSliceBytes];    // 1024-byte aligned, 128-byte swizzle
@@ -736,13 +740,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   init_barriers<kThreads / 32>(shared, Memory::kTurns ? kGroupWarps : 2 * kGroupWarps);
   __syncthreads();
   if (warp < kMathThreads / 32) {
-    registers_raise<224>();
+    registers_raise<Memory::kMathRegisters>();
     grid_dependency_wait();
     grid_launch_dependents();
     MathGroup<kColumns, kDeterministic>(shared, args, group).run(walk);
     return;
   }
-  registers_lower<56>();
+  registers_lower<Memory::kLoaderRegisters>();
   if (warp == kMathThreads / 32) {
     load_cache<kColumns, kDeterministic>(shared, cache_map, cache, args, walk);
   } else if (threadIdx.x == kMathThreads + 32) {
