@@ -9,6 +9,10 @@
 // Launch    One block an SM: two math warpgroups, a warp that loads the cache, one that loads
 //           queries. Shared memory is a ring of 8 KB slices (64 tokens x 64 values), 23 of them at
 //           16 columns: 2.5 pages, of which a half to one are worked on and the rest under way.
+//           The loader starts ahead of the kernels before it: the plan, the block ids and rows of
+//           earlier steps are complete, since the kernel behind mla_plan is launched without
+//           programmatic dependence and so waits for all before it, the step before included. Pages
+//           with rows of this step's tokens wait (grid_dependency_wait).
 // Numerics  f32 sums, running maximum in base 2, bf16 probabilities. A column that sees no key
 //           gives zeros.
 // Source    DeepSeek-V2 report, section 2.1; online softmax as in FlashAttention. The operands are
