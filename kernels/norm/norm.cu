@@ -11,8 +11,10 @@
 //           weight); sums meet in distributed shared memory. To 132 tokens: a CTA a token, one
 //           vector a thread. More: 4 vectors a thread in small CTAs, four of which share an SM, so
 //           that one loads while another sums; registers set that number. The weight is read before
-//           the dependency wait where a thread has one vector. MLA: the query's and the latent's
-//           part of a token are blocks of their own; from 512 tokens on a block takes 4 tokens.
+//           the dependency wait where a thread has one vector, and what comes next may start then:
+//           it loads its weights while the kernel ahead still runs. MLA: the query's and the
+//           latent's part of a token are blocks of their own; from 512 tokens on a block takes 4
+//           tokens.
 // Numerics  f32. The sum of squares has one order in all forms: 8 values, a tree over 16 lanes,
 //           groups 32 apart, a tree over 32 lanes. Scales: largest magnitude / 448, 1 for zeros;
 //           IEEE division, so that codes equal the CPU's.
@@ -92,6 +94,7 @@ __global__ void __launch_bounds__(max_threads(kVectors), least_ctas(kVectors, kP
   if (kEarlyWeight && first < end && a.weight != nullptr)
     load_f32(a.weight + first * kVector, weight);
   open_row_sums(sums, cluster, groups);
+  if constexpr (kVectors == 1) dependents_launch();
   inputs_wait();
 
   // Load.
@@ -108,7 +111,7 @@ __global__ void __launch_bounds__(max_threads(kVectors), least_ctas(kVectors, kP
                          vector * kVector);
     }
   }
-  if constexpr (kParts != Parts::kAny) dependents_launch();
+  if constexpr (kVectors != 1 && kParts != Parts::kAny) dependents_launch();
 
   // Add.
   if constexpr (kParts != Parts::kNone) {
@@ -129,7 +132,7 @@ __global__ void __launch_bounds__(max_threads(kVectors), least_ctas(kVectors, kP
       *reinterpret_cast<uint4*>(a.residual + token * a.residual_stride + vector * kVector) = row[i];
     }
   }
-  if constexpr (kParts == Parts::kAny) dependents_launch();
+  if constexpr (kVectors != 1 && kParts == Parts::kAny) dependents_launch();
 
   // Reduce.
   await_cluster(cluster);
@@ -245,6 +248,7 @@ __global__ void __launch_bounds__(kMaxThreads) mla_split_norm_bf16(MlaSplitNorm 
   const bool live = vector * kVector < cols;
   float weight[kVector] = {};
   if (live) load_f32((query ? a.q_weight : a.kv_weight) + vector * kVector, weight);
+  if constexpr (kTokens == 1) dependents_launch();  // as in add_norm_bf16
   inputs_wait();
 
   const __nv_bfloat16* row = a.x + first * a.x_stride + (query ? 0 : a.q_lora);
@@ -257,7 +261,7 @@ __global__ void __launch_bounds__(kMaxThreads) mla_split_norm_bf16(MlaSplitNorm 
     if (live && mine) bits[t] = load_row(row + t * a.x_stride + vector * kVector);
     slot[t] = mine ? (query ? 0 : a.slots[first + t]) : -1;
   }
-  dependents_launch();
+  if constexpr (kTokens != 1) dependents_launch();
   if (!query) {
     for (int64_t pair = blockDim.x - 1 - threadIdx.x; pair < a.rope / 2; pair += blockDim.x) {
 #pragma unroll
