@@ -8,7 +8,8 @@
 // Launch    A cluster of `split` CTAs makes 64 rows, each CTA from a slice of k. A producer
 //           thread streams weight tiles by bulk copies, the first of them before the dependency
 //           wait. One or two warpgroups (half the tokens each) load or quantize x for the slice
-//           once, then multiply. Shared memory sets the occupancy.
+//           once, then multiply. Shared memory sets the occupancy; to 16 tokens it holds a CTA's
+//           whole slice where all clusters still run at once.
 // Numerics  Operands swapped: 64 weight rows on wgmma's M side, tokens on N. The tensor cores
 //           sum 128 of k, then sum += part * (weight scale * token scale) in f32. The cluster
 //           adds slices in order of k, through distributed shared memory.
@@ -32,6 +33,8 @@ constexpr int kGroupThreads = 128;
 constexpr int kMaxSplit = 8;
 constexpr int kMaxSliceBlocks = 20;  // what 64 tokens leave room for
 constexpr int kSms = 132;
+constexpr int kGpcs = 8;        // a cluster stays inside one
+constexpr int kSmsPerGpc = 16;  // at least
 constexpr int kSharedPerSm = 228 * 1024;
 constexpr int kSharedPerCta = 227 * 1024;
 constexpr int kReservedPerCta = 1024;
@@ -45,15 +48,13 @@ struct SharedPlan {
   int bytes;
 };
 
-__host__ __device__ constexpr SharedPlan shared_plan(int stages,
-                                                     int blocks,
-                                                     int padded_tokens,
-                                                     int split) {
+__host__ __device__ constexpr SharedPlan shared_plan(
+    int stages, int blocks, int padded_tokens, int tokens, int split) {
   SharedPlan plan{};
   plan.x = stages * kTileBytes;
   plan.x_scale = plan.x + blocks * padded_tokens * kBlock;
   plan.partial = plan.x_scale + blocks * padded_tokens * 4;
-  plan.barriers = plan.partial + (padded_tokens + split - 1) / split * split * kTileRows * 4;
+  plan.barriers = plan.partial + (tokens + split - 1) / split * split * kTileRows * 4;
   plan.bytes = plan.barriers + (2 * stages + 1) * 8;
   return plan;
 }
@@ -64,6 +65,12 @@ constexpr int padded(int tokens) {
     if (tokens <= size) return size;
   }
   return kDecodeTokensPerPass;
+}
+
+size_t shared_bytes(int stages, int slice, int64_t tokens, int split) {
+  const int padded_tokens = padded(static_cast<int>(tokens));
+  const int of_pass = std::min(static_cast<int>(tokens), padded_tokens);
+  return static_cast<size_t>(shared_plan(stages, slice, padded_tokens, of_pass, split).bytes);
 }
 
 #ifdef R1D_SM90
@@ -193,6 +200,122 @@ __device__ __forceinline__ void quantize_into(const DecodeArguments& a,
   }
 }
 
+// ---- products
+
+constexpr int kResidentTiles = 8;       // of a slice whose products are all under way together
+constexpr int kMaxResidentTokens = 16;  // more would take too many registers for that
+
+// sum += the products of a tile times the scales of its rows and tokens. Value 4 j + 2 h + c
+// of a thread is row 16 warp + 8 h + lane / 4 of token 8 j + 2 (lane % 4) + c of the group.
+template <int kTokens>
+__device__ __forceinline__ void add_tile(const float (&part)[kTokens / 2],
+                                         int block,
+                                         const float (&weight_scale)[2],
+                                         const float* of_tokens,
+                                         float (&sum)[kTokens / 2]) {
+  const float of_row[2] = {__shfl_sync(0xFFFFFFFFu, weight_scale[0], block),
+                           __shfl_sync(0xFFFFFFFFu, weight_scale[1], block)};
+#pragma unroll
+  for (int j = 0; j < kTokens / 8; ++j) {
+    const float2 of_token = *reinterpret_cast<const float2*>(of_tokens + 8 * j);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float* const s = &sum[4 * j + 2 * h];
+      s[0] = fmaf(part[4 * j + 2 * h], of_row[h] * of_token.x, s[0]);
+      s[1] = fmaf(part[4 * j + 2 * h + 1], of_row[h] * of_token.y, s[1]);
+    }
+  }
+}
+
+// A slice that shared memory holds as a whole. Places are constants, so descriptors are uniform
+// registers plus a number: working them out for a ring takes longer than the products.
+template <int kTokens, int kPadded>
+__device__ __forceinline__ void multiply_resident(uint64_t weights,
+                                                  uint64_t x,
+                                                  uint64_t* full,
+                                                  int blocks,
+                                                  const float (&weight_scale)[2],
+                                                  const float* of_tokens,
+                                                  float (&sum)[kTokens / 2]) {
+  float part[kResidentTiles][kTokens / 2];
+#pragma unroll
+  for (int i = 0; i < kResidentTiles; ++i) {
+    if (i < blocks) {
+      mbarrier_wait(&full[i], 0);
+      wgmma_fence();
+#pragma unroll
+      for (int k = 0; k < kBlock / 32; ++k) {
+        Wgmma<kTokens>::e4m3(part[i],
+                             weights + i * (kTileBytes / 16) + k * 2,
+                             x + i * (kPadded * kBlock / 16) + k * 2,
+                             k != 0);
+      }
+      wgmma_commit();
+    }
+  }
+  wgmma_wait<0>();
+#pragma unroll
+  for (int i = 0; i < kResidentTiles; ++i) wgmma_fence_registers(part[i]);
+#pragma unroll
+  for (int i = 0; i < kResidentTiles; ++i) {
+    if (i < blocks) add_tile<kTokens>(part[i], i, weight_scale, of_tokens + i * kPadded, sum);
+  }
+}
+
+template <int kTokens, int kPadded>
+__device__ __forceinline__ void multiply_ring(uint64_t weights,
+                                              uint64_t x,
+                                              uint64_t* full,
+                                              uint64_t* empty,
+                                              int stages,
+                                              int blocks,
+                                              const float (&weight_scale)[2],
+                                              const float* of_tokens,
+                                              float (&sum)[kTokens / 2]) {
+  constexpr int kAhead = kTokens <= 16 ? 4 : 2;  // tiles whose products are under way together
+  int stage = 0;
+  uint32_t parity = 0;
+#pragma unroll 1
+  for (int begin = 0; begin < blocks; begin += kAhead) {
+    float part[kAhead][kTokens / 2];
+    const int first_stage = stage;
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      if (begin + u < blocks) {
+        mbarrier_wait(&full[stage], parity);
+        wgmma_fence();
+#pragma unroll
+        for (int k = 0; k < kBlock / 32; ++k) {
+          Wgmma<kTokens>::e4m3(part[u],
+                               weights + stage * (kTileBytes / 16) + k * 2,
+                               x + (begin + u) * (kPadded * kBlock / 16) + k * 2,
+                               k != 0);
+        }
+        wgmma_commit();
+        if (++stage == stages) {
+          stage = 0;
+          parity ^= 1;
+        }
+      }
+    }
+    wgmma_wait<0>();
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) wgmma_fence_registers(part[u]);
+    if (blocks > stages && threadIdx.x % kGroupThreads == 0) {
+      for (int u = 0, s = first_stage; u < min(kAhead, blocks - begin); ++u) {
+        mbarrier_arrive(&empty[s]);
+        if (++s == stages) s = 0;
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      if (begin + u < blocks) {
+        add_tile<kTokens>(part[u], begin + u, weight_scale, of_tokens + (begin + u) * kPadded, sum);
+      }
+    }
+  }
+}
+
 // ---- out
 
 __device__ __forceinline__ uint2 pack_bf16(const float (&v)[4]) {
@@ -261,8 +384,7 @@ __global__ void __launch_bounds__(kGroups* kGroupThreads + 32)
 #ifdef R1D_SM90
   constexpr int kPadded = kTokens * kGroups;
   constexpr int kThreads = kGroups * kGroupThreads;
-  constexpr int kAhead = kTokens <= 16 ? 4 : 2;  // tiles whose products are under way together
-  constexpr int kValues = kTokens / 2;           // of a tile, a thread
+  constexpr int kValues = kTokens / 2;  // of a tile, a thread
 
   extern __shared__ __align__(1024) uint8_t shared[];
   const int split = a.plan.split;
@@ -276,8 +398,8 @@ __global__ void __launch_bounds__(kGroups* kGroupThreads + 32)
   // Token t is added up by CTA t % split. The product is t / split for t < 64.
   const auto slot_of = [scale = 65536 / split + 1](int t) { return t * scale >> 16; };
   const int owned = slot_of(tokens - rank + split - 1);
-  const SharedPlan plan =
-      shared_plan(stages, a.slice_blocks + (a.long_slices > 0 ? 1 : 0), kPadded, split);
+  const SharedPlan plan = shared_plan(
+      stages, a.slice_blocks + (a.long_slices > 0 ? 1 : 0), kPadded, min(a.tokens, kPadded), split);
   auto* const full = reinterpret_cast<uint64_t*>(shared + plan.barriers);
   uint64_t* const empty = full + stages;
   uint64_t* const added = empty + stages;
@@ -353,65 +475,16 @@ __global__ void __launch_bounds__(kGroups* kGroupThreads + 32)
   named_barrier(1, kThreads);
 
   // ---- products
-  // Value 4 j + 2 h + c of a thread is row 16 warp + 8 h + lane / 4 of token 8 j + 2 (lane % 4) + c
-  // of the group.
   float sum[kValues] = {};
   const uint64_t weights = wgmma_descriptor_k128(smem_address(shared));
   const uint64_t x =
       wgmma_descriptor_k128(smem_address(shared + plan.x) + group * kTokens * kBlock);
-  const float* of_tokens = x_scale + group * kTokens + 2 * (lane % 4);
-  int stage = 0;
-  uint32_t parity = 0;
-#pragma unroll 1
-  for (int begin = 0; begin < blocks; begin += kAhead) {
-    float part[kAhead][kValues];
-    const int first_stage = stage;
-#pragma unroll
-    for (int u = 0; u < kAhead; ++u) {
-      if (begin + u < blocks) {
-        mbarrier_wait(&full[stage], parity);
-        wgmma_fence();
-#pragma unroll
-        for (int k = 0; k < kBlock / 32; ++k) {
-          Wgmma<kTokens>::e4m3(part[u],
-                               weights + stage * (kTileBytes / 16) + k * 2,
-                               x + (begin + u) * (kPadded * kBlock / 16) + k * 2,
-                               k != 0);
-        }
-        wgmma_commit();
-        if (++stage == stages) {
-          stage = 0;
-          parity ^= 1;
-        }
-      }
-    }
-    wgmma_wait<0>();
-#pragma unroll
-    for (int u = 0; u < kAhead; ++u) wgmma_fence_registers(part[u]);
-    if (blocks > stages && thread % kGroupThreads == 0) {
-      for (int u = 0, s = first_stage; u < min(kAhead, blocks - begin); ++u) {
-        mbarrier_arrive(&empty[s]);
-        if (++s == stages) s = 0;
-      }
-    }
-#pragma unroll
-    for (int u = 0; u < kAhead; ++u) {
-      if (begin + u < blocks) {
-        const float of_row[2] = {__shfl_sync(0xFFFFFFFFu, weight_scale[0], begin + u),
-                                 __shfl_sync(0xFFFFFFFFu, weight_scale[1], begin + u)};
-#pragma unroll
-        for (int j = 0; j < kTokens / 8; ++j) {
-          const float2 of_token = *reinterpret_cast<const float2*>(of_tokens + u * kPadded + 8 * j);
-#pragma unroll
-          for (int h = 0; h < 2; ++h) {
-            float* const s = &sum[4 * j + 2 * h];
-            s[0] = fmaf(part[u][4 * j + 2 * h], of_row[h] * of_token.x, s[0]);
-            s[1] = fmaf(part[u][4 * j + 2 * h + 1], of_row[h] * of_token.y, s[1]);
-          }
-        }
-      }
-    }
-    of_tokens += kAhead * kPadded;
+  const float* const of_tokens = x_scale + group * kTokens + 2 * (lane % 4);
+  if (kPadded <= kMaxResidentTokens && blocks <= min(stages, kResidentTiles)) {
+    multiply_resident<kTokens, kPadded>(weights, x, full, blocks, weight_scale, of_tokens, sum);
+  } else {
+    multiply_ring<kTokens, kPadded>(
+        weights, x, full, empty, stages, blocks, weight_scale, of_tokens, sum);
   }
 
   // ---- the slice's sums to their owners: [slot][slice][16 warp + 2 (lane / 4) + h]
@@ -558,23 +631,26 @@ int decode_split(int64_t strips, int64_t k_blocks) {
 
 int decode_stages(int64_t strips, int64_t k_blocks, int64_t tokens, int split) {
   const auto slice = static_cast<int>((k_blocks + split - 1) / split);
-  const int padded_tokens = padded(static_cast<int>(tokens));
-  const auto fixed = shared_plan(0, slice, padded_tokens, split).bytes;
+  const auto fixed = static_cast<int>(shared_bytes(0, slice, tokens, split));
   constexpr int kLeastStages = 4;
   constexpr int kStageBytes = kTileBytes + 16;
-  const auto ctas_per_sm =
-      static_cast<int>(std::min<int64_t>((strips * split + kSms - 1) / kSms + 1, 3));
+  const auto stages_of = [&](int ctas) {
+    return std::min(slice, (kSharedPerSm / ctas - kReservedPerCta - fixed) / kStageBytes);
+  };
+  const auto needed = static_cast<int>(std::min<int64_t>((strips * split + kSms - 1) / kSms, 3));
+  const int ctas_per_sm = std::min(needed + 1, 3);
+  // A whole slice, as long as all clusters still find a place at once.
+  const bool whole_fits = kGpcs * (kSmsPerGpc * needed / split) >= strips;
+  if (needed > 1 && whole_fits && stages_of(needed) == slice) return slice;
   for (int ctas = ctas_per_sm; ctas > 1; --ctas) {
-    const int stages = (kSharedPerSm / ctas - kReservedPerCta - fixed) / kStageBytes;
-    if (stages >= std::min(slice, kLeastStages)) return std::min(slice, stages);
+    if (stages_of(ctas) >= std::min(slice, kLeastStages)) return stages_of(ctas);
   }
   return std::min(slice, (kSharedPerCta - fixed) / kStageBytes);
 }
 
 size_t decode_shared_bytes(int64_t k_blocks, int64_t tokens, const DecodePlan& plan) {
   const auto slice = static_cast<int>((k_blocks + plan.split - 1) / plan.split);
-  return static_cast<size_t>(
-      shared_plan(plan.stages, slice, padded(static_cast<int>(tokens)), plan.split).bytes);
+  return shared_bytes(plan.stages, slice, tokens, plan.split);
 }
 
 cudaError_t enqueue_decode(DecodeArguments a, const Launch& launch) {
