@@ -39,7 +39,8 @@ template <int kRowGroupsOf,  // warpgroups along the rows of X
           int kStagesOf,
           int kClusterOf,  // blocks on adjacent row tiles that share each W tile by multicast
           int kPartsOf =
-              1>  // blocks on adjacent column tiles that quantize a group of 128 together
+              1,  // blocks on adjacent column tiles that quantize a group of 128 together
+          bool kEngineStoresOf = false>  // kPlain: C leaves through the copy engine
 struct BlockShape {
   static constexpr int kRowGroups = kRowGroupsOf;
   static constexpr int kColGroups = kColGroupsOf;
@@ -48,6 +49,7 @@ struct BlockShape {
   static constexpr int kStages = kStagesOf;
   static constexpr int kCluster = kClusterOf;
   static constexpr int kParts = kPartsOf;
+  static constexpr bool kEngineStores = kEngineStoresOf;
   static constexpr int kBlocks = kCluster * kParts;  // in a launch's cluster
   static_assert(kCluster == 1 || kParts == 1);
   static constexpr int kRows = kRowGroups * 64;
@@ -60,9 +62,12 @@ struct BlockShape {
   static constexpr int kThreads = (kConsumers + 1) * 128;
   static_assert(kConsumers == 2, "the register budget is for two consumer warpgroups");
 
-  // Behind the stages: 2 KB a consumer warp to turn accumulators into rows, row maxima or the sums
-  // of the second K group, and the barriers.
-  static constexpr int kStagingBytes = 2048 * kConsumers * 4;
+  // Behind the stages: 2 KB a consumer warp to turn accumulators into rows, twice that where the
+  // copy engine may still read one half, row maxima or the sums of the second K group, and the
+  // barriers.
+  static constexpr int kWarpStagingBytes = kEngineStores ? 4096 : 2048;
+  static_assert(!kEngineStores || kGroupCols == 128);
+  static constexpr int kStagingBytes = kWarpStagingBytes * kConsumers * 4;
   static constexpr int kJoinBytes = kKGroups == 2 ? kRows * kCols * 4 : 0;
   static constexpr int kMaxima = kParts * kColGroups * kRows;
   static constexpr int kExchangeBytes = kJoinBytes + 2 * kMaxima * 4;
@@ -114,10 +119,12 @@ struct Parameters {
   int32_t slots = 1;                  // kGathered: token = pair / slots
 };
 
-// X with boxes of a whole tile's rows and of half.
+// X with boxes of a whole tile's rows and of half; C with boxes of a warp's 16 rows x 64 columns
+// (kPlain).
 struct XMaps {
   CUtensorMap whole;
   CUtensorMap half;
+  CUtensorMap out;
 };
 
 // The first `rows` rows of x, for tiles of `tile_rows`.
@@ -135,6 +142,18 @@ inline cudaError_t encode_rows(const QuantizedRows& x,
   if (error != cudaSuccess) return error;
   matrix.box_rows = tile_rows / 2;
   return encode_2d(matrix, &maps->half);
+}
+
+// The first `rows` rows of p.out.
+inline cudaError_t encode_out(const Parameters& p, int64_t rows, XMaps* maps) {
+  const TensorMap2d matrix{.data = p.out,
+                           .dtype = DType::kBF16,
+                           .rows = rows,
+                           .cols = p.w_rows,
+                           .stride_bytes = p.out_stride * 2,
+                           .box_rows = 16,
+                           .box_cols = 64};
+  return encode_2d(matrix, &maps->out);
 }
 
 #ifdef R1D_SM90
@@ -654,23 +673,28 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
-// Writes a warp's 16 rows x kBlocks 8-column blocks as bf16 through its 2 KB of staging: `value(j,
-// h)` is the thread's packed pair of columns of block j. `rows` of the strip exist; 16-byte stores
-// of whole 128-byte row pieces.
+// Turns a warp's 16 rows x kBlocks 8-column blocks into rows of bf16 in its staging, 16-byte chunks
+// swizzled: `value(j, h)` is the thread's packed pair of columns of block j.
 template <int kBlocks, typename Value>
-__device__ __forceinline__ void store_rows(
-    uint8_t* staging, int32_t lane, int32_t rows, __nv_bfloat16* out, int64_t stride, Value value) {
-  constexpr int kRowBytes = kBlocks * 16;
-  constexpr int kChunkMask = kBlocks - 1;
-  const uint32_t base = smem_address(staging);
-  __syncwarp();
+__device__ __forceinline__ void stage_rows(uint32_t staging, int32_t lane, Value value) {
 #pragma unroll
   for (int j = 0; j < kBlocks; j += 2) {
     const uint32_t four[4] = {value(j, 0), value(j, 1), value(j + 1, 0), value(j + 1, 1)};
     const int32_t row = lane % 16;
     const int32_t chunk = j + lane / 16;
-    stmatrix_x4(base + row * kRowBytes + ((chunk ^ (row & kChunkMask)) * 16), four);
+    stmatrix_x4(staging + row * kBlocks * 16 + ((chunk ^ (row & (kBlocks - 1))) * 16), four);
   }
+}
+
+// Writes a warp's rows through its staging; `rows` of the strip exist; 16-byte stores of whole
+// 128-byte row pieces.
+template <int kBlocks, typename Value>
+__device__ __forceinline__ void store_rows(
+    uint8_t* staging, int32_t lane, int32_t rows, __nv_bfloat16* out, int64_t stride, Value value) {
+  constexpr int kRowBytes = kBlocks * 16;
+  constexpr int kChunkMask = kBlocks - 1;
+  __syncwarp();
+  stage_rows<kBlocks>(smem_address(staging), lane, value);
   __syncwarp();
 #pragma unroll
   for (int i = 0; i < kBlocks / 2; ++i) {
@@ -682,28 +706,65 @@ __device__ __forceinline__ void store_rows(
   }
 }
 
-template <class Shape>
+// The copy engine takes a warp's strip from its staging, 64 columns from each half, and the warp
+// goes on to its next item meanwhile.
+template <typename Value>
+__device__ __forceinline__ void store_by_engine(const CUtensorMap& map,
+                                                int32_t cols,
+                                                int32_t lane,
+                                                uint8_t* staging,
+                                                int32_t col,
+                                                int32_t row,
+                                                Value value) {
+  if (lane == 0) bulk_store_wait_read<0>();
+  __syncwarp();
+#pragma unroll
+  for (int part = 0; part < 2; ++part) {
+    stage_rows<8>(smem_address(staging + part * 2048), lane, [&](int j, int h) {
+      return value(part * 8 + j, h);
+    });
+  }
+  fence_async_shared();
+  __syncwarp();
+  if (lane == 0) {
+    tensor_store_2d(&map, staging, col, row);
+    if (cols > 64) tensor_store_2d(&map, staging + 2048, col + 64, row);
+    bulk_store_commit();
+  }
+}
+
+template <class Shape, Rows kRowsKind>
 __device__ __forceinline__ void store_plain(const Parameters& p,
+                                            const CUtensorMap& map,
                                             const Item& item,
                                             const Place<Shape>& place,
                                             uint8_t* staging,
                                             const float (&sum)[Shape::kGroupCols / 2]) {
   constexpr int kBlocks = Shape::kGroupCols % 64 == 0 ? 8 : 4;  // 8-column blocks at a time
   const int32_t rows = item.rows - place.strip_row();
-  if (rows <= 0) return;
+  const int32_t row = item.row + place.strip_row();
+  const int32_t first_col = item.col + place.col_group * Shape::kGroupCols;
+  if (rows <= 0 || first_col >= p.w_rows) return;
+  const auto value = [&](int j, int h) {
+    return pack_bf16(sum[4 * j + 2 * h], sum[4 * j + 2 * h + 1]);
+  };
+  if constexpr (Shape::kEngineStores) {
+    // The engine stops at the last row of the matrix, but not at an expert's.
+    if (kRowsKind == Rows::kDense || rows >= 16) {
+      return store_by_engine(map, p.w_rows - first_col, place.lane, staging, first_col, row, value);
+    }
+    if (place.lane == 0) bulk_store_wait_read<0>();
+  }
 #pragma unroll
   for (int part = 0; part < Shape::kGroupCols / 8 / kBlocks; ++part) {
-    const int32_t col = item.col + place.col_group * Shape::kGroupCols + part * kBlocks * 8;
+    const int32_t col = first_col + part * kBlocks * 8;
     if (col >= p.w_rows) break;
     store_rows<kBlocks>(staging,
                         place.lane,
                         rows,
-                        p.out + (item.row + place.strip_row()) * p.out_stride + col,
+                        p.out + row * p.out_stride + col,
                         p.out_stride,
-                        [&](int j, int h) {
-                          const float* d = &sum[4 * (part * kBlocks + j) + 2 * h];
-                          return pack_bf16(d[0], d[1]);
-                        });
+                        [&](int j, int h) { return value(part * kBlocks + j, h); });
   }
 }
 
@@ -913,7 +974,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   } else {
     registers_raise<kGathers ? 224 : 232>();
     const Place<Shape> place(threadIdx.x);
-    uint8_t* staging = shared.staging + threadIdx.x / 32 * 2048;
+    uint8_t* staging = shared.staging + threadIdx.x / 32 * Shape::kWarpStagingBytes;
     Ring<Shape::kStages> ring;
     int32_t turn = 0;
     Items<Shape, kRowsKind> items(p, rank);
@@ -926,7 +987,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
         if (place.k_group == 1) continue;
       }
       if constexpr (kOutput == Output::kPlain) {
-        store_plain<Shape>(p, item, place, staging, sum);
+        store_plain<Shape, kRowsKind>(p, maps.out, item, place, staging, sum);
       } else if constexpr (kOutput == Output::kSwiGluBf16) {
         store_swiglu_bf16<Shape>(p, item, place, staging, sum);
       } else {
@@ -934,6 +995,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
             p, item, place, Maxima<Shape>(shared, turn++, rank), staging, sum);
       }
     }
+    // Staging lives until the copy engine has read it.
+    if constexpr (kOutput == Output::kPlain && Shape::kEngineStores) bulk_store_wait_read<0>();
   }
   if constexpr (Shape::kBlocks > 1) {
     // A block leaves when no other of its cluster may still copy to it or arrive on its barriers.

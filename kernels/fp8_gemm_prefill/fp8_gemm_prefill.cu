@@ -14,9 +14,10 @@ using prefill::Rows;
 
 constexpr int32_t kSms = 132;  // of an H100 or H200; another count costs speed alone
 
-//                            groups: rows cols K, columns, stages, cluster
-template <int kCluster>
-using Block128x128 = BlockShape<2, 1, 1, 128, 6, kCluster>;
+//                          groups: rows cols K, columns, stages, cluster, parts, engine stores
+// For a short K, where stores weigh most, and for a long one.
+using Block128x128 = BlockShape<2, 1, 1, 128, 5, 1, 1, true>;
+using Block128x128Pair = BlockShape<2, 1, 1, 128, 6, 2>;
 using Block64x64 = BlockShape<1, 2, 1, 32, 12, 1>;
 using Block64x64HalfK = BlockShape<1, 1, 2, 64, 11, 1>;
 using Block64x32HalfK = BlockShape<1, 1, 2, 32, 14, 1>;
@@ -34,7 +35,7 @@ struct TimedTile {
 };
 constexpr TimedTile kTiles[] = {
     {{128, 128, 2, 1}, 0.395, 1.35},
-    {{128, 128, 1, 1}, 0.40, 1.2},
+    {{128, 128, 1, 1}, 0.413, 0.76},
     {{64, 64, 1, 1}, 0.19, 0.8},
     {{64, 64, 1, 2}, 0.17, 1.0},
     {{64, 32, 1, 2}, 0.155, 0.8},
@@ -55,7 +56,9 @@ double expected_us(const TimedTile& t, int64_t tokens, int64_t rows, int64_t col
 template <class Shape, Output kOutput>
 cudaError_t launch_shape(Parameters p, const QuantizedRows& x, const Launch& launch) {
   prefill::XMaps maps;
-  const cudaError_t error = prefill::encode_rows(x, p.rows, Shape::kRows, &maps);
+  cudaError_t error = prefill::encode_rows(x, p.rows, Shape::kRows, &maps);
+  if (error == cudaSuccess && kOutput == Output::kPlain && Shape::kEngineStores)
+    error = prefill::encode_out(p, p.rows, &maps);
   if (error != cudaSuccess) return error;
   p.row_units = static_cast<int32_t>(ceil_div(p.rows, Shape::kRows * Shape::kCluster));
   p.col_tiles = static_cast<int32_t>(ceil_div(p.w_rows, Shape::kCols * Shape::kParts));
@@ -137,8 +140,8 @@ cudaError_t fp8_gemm_prefill(const TiledMatrix& weight,
     return tile.block_rows == rows && tile.block_cols == cols && tile.cluster == cluster &&
            tile.k_groups == k_groups;
   };
-  if (is(128, 128, 2, 1)) return launch_shape<Block128x128<2>, Output::kPlain>(p, x, launch);
-  if (is(128, 128, 1, 1)) return launch_shape<Block128x128<1>, Output::kPlain>(p, x, launch);
+  if (is(128, 128, 2, 1)) return launch_shape<Block128x128Pair, Output::kPlain>(p, x, launch);
+  if (is(128, 128, 1, 1)) return launch_shape<Block128x128, Output::kPlain>(p, x, launch);
   if (is(64, 64, 1, 1)) return launch_shape<Block64x64, Output::kPlain>(p, x, launch);
   if (is(64, 64, 1, 2)) return launch_shape<Block64x64HalfK, Output::kPlain>(p, x, launch);
   if (is(64, 32, 1, 2)) return launch_shape<Block64x32HalfK, Output::kPlain>(p, x, launch);
@@ -195,7 +198,7 @@ cudaError_t fp8_gate_up_prefill_bf16(const TiledGateUp& weight,
   if (out_stride < weight.intermediate || out_stride % 8 != 0) return cudaErrorInvalidValue;
   p.out = out;
   p.out_stride = out_stride;
-  return launch_shape<Block128x128<1>, Output::kSwiGluBf16>(p, x, launch);
+  return launch_shape<Block128x128, Output::kSwiGluBf16>(p, x, launch);
 }
 
 }  // namespace r1d::kernels

@@ -28,10 +28,11 @@ constexpr int32_t kSms = 132;  // of an H100 or H200; another count costs speed 
 constexpr int32_t kMaxSlots = 16;
 constexpr int32_t kCombineThreads = 128;
 
-//              groups: rows cols K, columns, stages, cluster
+//                         groups: rows cols K, columns, stages, cluster, parts, engine stores
 using Block64x256 = BlockShape<1, 2, 1, 128, 5, 1>;
 using Pair64x256 = BlockShape<1, 2, 1, 128, 5, 2>;  // neighbours in the list share W
-static_assert(Block64x256::kRows == kMoeTileRows);
+using DownBlock = BlockShape<1, 2, 1, 128, 4, 1, 1, true>;
+static_assert(Block64x256::kRows == kMoeTileRows && DownBlock::kRows == kMoeTileRows);
 // From so many tokens on most neighbours are of one expert.
 constexpr int32_t kFewestPairTokens = 4096;
 constexpr int32_t kBlockCols = 256;  // moe_down_combine's unit
@@ -42,11 +43,12 @@ bool served_rows(int64_t tokens, int32_t k, int64_t rows, int64_t cols) {
          rows % 64 == 0 && cols % 128 == 0;
 }
 
+template <class Shape = Block64x256>
 Grid product_grid(int64_t pairs, int64_t col_tiles) {
   const int64_t most = std::min<int64_t>(pairs * col_tiles, kSms);
   return {.blocks = dim3(static_cast<unsigned>(most)),
-          .threads = dim3(Block64x256::kThreads),
-          .shared_bytes = Block64x256::kSharedBytes};
+          .threads = dim3(Shape::kThreads),
+          .shared_bytes = Shape::kSharedBytes};
 }
 
 // Columns first .. first + y_cols of every token.
@@ -195,9 +197,11 @@ cudaError_t moe_down_combine(const ExpertDown& weight,
     p.expert_scale_stride = weight.scale_stride;
     p.out = scratch;
     p.out_stride = cols;
-    p.col_tiles = static_cast<int32_t>((cols + Block64x256::kCols - 1) / Block64x256::kCols);
-    error = enqueue(prefill::block_product<Block64x256, Rows::kGrouped, Output::kPlain>,
-                    product_grid(pairs, p.col_tiles),
+    p.col_tiles = static_cast<int32_t>((cols + DownBlock::kCols - 1) / DownBlock::kCols);
+    error = prefill::encode_out(p, pairs, &maps);
+    if (error != cudaSuccess) break;
+    error = enqueue(prefill::block_product<DownBlock, Rows::kGrouped, Output::kPlain>,
+                    product_grid<DownBlock>(pairs, p.col_tiles),
                     launch,
                     maps,
                     p);
