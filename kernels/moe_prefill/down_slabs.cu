@@ -6,12 +6,11 @@
 //           4 i + q of a row holds columns 32 i + 8 j + 2 q + {0, 1} for j = 0 .. 3.
 // Bound     R1, one rank of 8, T = 8192: weights (470 MB), h, shared and out (250 MB) through
 //           memory, 168 us at 4.3 TB/s; 240 GFLOP, 188 us at 1.28 PFLOPS, and 12 % for padded rows.
-// Launch    persistent, one block an SM, all at work at once since they wait for each other. A
-// block
-//           keeps its share of h's tiles in shared memory (which sets the occupancy) and walks over
-//           slabs of 64 columns of D. Two warpgroups multiply and write y's slab to one of three
-//           buffers, which stay in L2; two sum the slab before it for the block's share of the
-//           tokens; single warps load W and keep the blocks in step.
+// Launch    persistent, one block an SM, all at work at once since they wait for each other.
+//           A block keeps its share of h's tiles in shared memory (which sets the occupancy) and
+//           walks over slabs of 64 columns of D. Two warpgroups multiply and write y's slab to one
+//           of three buffers, which stay in L2; two sum the slab before it for the block's share of
+//           the tokens; single warps load W and keep the blocks in step.
 // Numerics  the bits of moe_down_combine: K in order, y rounded to bf16, slots in order in f32.
 // Source    DeepSeek-V3 report, section 2.1.2.
 #include <algorithm>
