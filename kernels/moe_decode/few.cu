@@ -106,17 +106,6 @@ DownPlan plan_down(const Problem& p) {
 
 #ifdef R1D_SM90
 
-struct Ring {
-  int stage = 0;
-  uint32_t phase = 0;
-  __device__ __forceinline__ void advance(int stages) {
-    if (++stage == stages) {
-      stage = 0;
-      phase ^= 1;
-    }
-  }
-};
-
 // Tokens' columns as an operand of wgmma without a swizzle: 16 columns of eight tokens, 16 bytes a
 // token, then the next 16 columns `pitch` bytes on. A token alone needs no room for the others
 // (pitch 16: a row as it stands in memory): what is in their places only gives columns of the

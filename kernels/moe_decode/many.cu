@@ -66,17 +66,6 @@ struct GateUpShared {
 
 #ifdef R1D_SM90
 
-struct Ring {
-  int stage = 0;
-  uint32_t phase = 0;
-  __device__ __forceinline__ void advance(int stages) {
-    if (++stage == stages) {
-      stage = 0;
-      phase ^= 1;
-    }
-  }
-};
-
 // wgmma_descriptor_k128(address) + 2 k in arithmetic of 32 bits.
 __device__ __forceinline__ uint64_t descriptor(uint32_t address, int k) {
   const uint64_t fixed = wgmma_descriptor_k128(0);

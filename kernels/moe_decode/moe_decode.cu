@@ -95,17 +95,6 @@ __host__ __device__ constexpr DownTables down_tables(
 
 #ifdef R1D_SM90
 
-struct Ring {
-  int stage = 0;
-  uint32_t phase = 0;
-  __device__ __forceinline__ void advance(int stages) {
-    if (++stage == stages) {
-      stage = 0;
-      phase ^= 1;
-    }
-  }
-};
-
 // d0, d1 = two neighbouring tiles times their token tiles; b_step = bytes between the latter.
 template <int N>
 __device__ __forceinline__ void multiply_stage(

@@ -63,6 +63,18 @@ cudaError_t enqueue_many(Problem p, const Launch& launch);
 
 #ifdef R1D_SM90
 
+// A place in a ring of stages and the phase of its barriers.
+struct Ring {
+  int stage = 0;
+  uint32_t phase = 0;
+  __device__ __forceinline__ void advance(int stages) {
+    if (++stage == stages) {
+      stage = 0;
+      phase ^= 1;
+    }
+  }
+};
+
 // h = silu(gate) * up of a token's 128 columns, quantized, in a warp.
 struct Quantized {
   uint32_t codes;  // the lane's columns 4 lane ..
