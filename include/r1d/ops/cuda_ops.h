@@ -27,6 +27,8 @@ struct CudaOptions {
   // Steps in which every sequence has one token are recorded as CUDA graphs, one per bucket of
   // batch sizes, and replayed.
   bool graphs = true;
+  // Another rank's kernels run beside this one's, so none may count on the whole GPU. In tests.
+  bool shares_gpu = false;
 };
 
 // kFailedPrecondition when the GPU is too old for the model (named, with what it has and needs),

@@ -267,6 +267,7 @@ absl::StatusOr<std::vector<std::unique_ptr<Ops>>> make_cuda_ranks(
   CudaOptions own = options;
   own.world_size = static_cast<int32_t>(dims.size());
   own.graphs = options.graphs && ranks.nccl;
+  own.shares_gpu = !ranks.nccl;
   std::vector<std::unique_ptr<Ops>> made;
   for (size_t rank = 0; rank < dims.size(); ++rank) {
     own.device = collective.devices[rank];

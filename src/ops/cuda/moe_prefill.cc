@@ -84,7 +84,7 @@ absl::Status FeedForward::moe_prefill(const PreparedMoe& weights,
     const __nv_bfloat16* shared = weights.has_shared ? shared_ : nullptr;
     R1D_RETURN_IF_ERROR(launches_(Kind::kExperts, down_cost, [&](const Launch& launch) {
       const bool in_slabs =
-          count >= kFewestSlabTokens &&
+          !options_.shares_gpu && count >= kFewestSlabTokens &&
           kernels::moe_down_slabs_serves(count, k, num_local, dims_.hidden_size, h.cols, num_sms_);
       if (in_slabs) {
         return kernels::moe_down_slabs(down,
