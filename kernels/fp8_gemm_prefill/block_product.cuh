@@ -26,6 +26,7 @@
 
 #include "kernels/common/layout.h"
 #include "kernels/common/ptx.cuh"
+#include "kernels/common/ring.cuh"
 #include "kernels/common/tensor_map.h"
 #include "kernels/common/wgmma.cuh"
 
@@ -229,19 +230,6 @@ class Items {
   int4 ahead_;
 };
 
-// Where a warp stands in the ring of stages.
-template <int kStages>
-struct Ring {
-  int32_t stage = 0;
-  uint32_t phase = 0;
-  __device__ __forceinline__ void advance() {
-    if (++stage == kStages) {
-      stage = 0;
-      phase ^= 1;
-    }
-  }
-};
-
 template <class Shape>
 struct Shared {
   uint8_t* stages;
@@ -371,7 +359,7 @@ __device__ __forceinline__ void produce_tiles(const Parameters& p,
                                               const XMaps& maps,
                                               const Shared<Shape>& shared,
                                               int32_t rank) {
-  Ring<Shape::kStages> ring;
+  Ring ring;
   Items<Shape, kRowsKind> items(p, rank);
   Item item;
   while (items.take(item)) {
@@ -382,7 +370,7 @@ __device__ __forceinline__ void produce_tiles(const Parameters& p,
     const int32_t x_bytes = no_rows ? 0 : half ? Shape::kXBytes / 2 : Shape::kXBytes;
     const uint32_t bytes = x_bytes + w_bytes<Shape>(p, item);
 #pragma unroll 1
-    for (int32_t k = 0; k < p.k_blocks; ++k, ring.advance()) {
+    for (int32_t k = 0; k < p.k_blocks; ++k, ring.advance(Shape::kStages)) {
       uint64_t* full = &shared.full[ring.stage];
       mbarrier_wait(&shared.empty[ring.stage], ring.phase ^ 1);
       mbarrier_arrive_expect(full, bytes);
@@ -404,7 +392,7 @@ __device__ __forceinline__ void produce_scales(const Parameters& p,
                                                int32_t lane) {
   using W = WScales<Shape, kGateUp>;
   constexpr int kRowsEach = Shape::kRows / 32;
-  Ring<Shape::kStages> ring;
+  Ring ring;
   Items<Shape, kRowsKind> items(p, rank);
   Item item;
   while (items.take(item)) {
@@ -414,7 +402,8 @@ __device__ __forceinline__ void produce_scales(const Parameters& p,
     const float* x = p.x_scale;
     const float* w = W::row(p, item, min(lane, W::kCount - 1));
 #pragma unroll 1
-    for (int32_t k = 0; k < p.k_blocks; ++k, ring.advance(), x += p.x_scale_stride, ++w) {
+    for (int32_t k = 0; k < p.k_blocks;
+         ++k, ring.advance(Shape::kStages), x += p.x_scale_stride, ++w) {
       mbarrier_wait(&shared.empty[ring.stage], ring.phase ^ 1);
       float* to = shared.scales(ring.stage);
 #pragma unroll
@@ -448,14 +437,14 @@ __device__ __forceinline__ void produce_gathered(const Parameters& p,
   const int32_t chunk = thread % 8;
   const uint32_t to =
       smem_address(shared.x(0)) + thread / 8 * 128 + ((chunk ^ (thread / 8 % 8)) * 16);
-  Ring<Shape::kStages> ring;
-  Ring<Shape::kStages> landed;
+  Ring ring;
+  Ring landed;
   int32_t in_flight = 0;
   const auto announce_oldest = [&] {
     cp_async_wait_oldest(in_flight--);
     __syncwarp();
     if (thread % 32 == 0) mbarrier_arrive(&shared.full[landed.stage]);
-    landed.advance();
+    landed.advance(Shape::kStages);
   };
   Items<Shape, kRowsKind> items(p, rank);
   Item item;
@@ -478,7 +467,7 @@ __device__ __forceinline__ void produce_gathered(const Parameters& p,
         for (int i = 0; i < kRowsEach; ++i) cp_async_16(row + i * 1024, from[i] + j * 128);
         cp_async_commit();
         if (++in_flight == kMostInFlight) announce_oldest();
-        ring.advance();
+        ring.advance(Shape::kStages);
       }
 #pragma unroll
       for (int i = 0; i < kRowsEach; ++i) from[i] += kUnroll * 128;
@@ -579,7 +568,7 @@ template <class Shape, bool kGathers, bool kGateUp>
 __device__ __forceinline__ void multiply(const Parameters& p,
                                          const Place<Shape>& place,
                                          const Shared<Shape>& shared,
-                                         Ring<Shape::kStages>& ring,
+                                         Ring& ring,
                                          float (&sum)[Shape::kGroupCols / 2]) {
   constexpr int kCols = Shape::kGroupCols;
   const uint32_t a = descriptor_low(shared.x(0) + place.row_group * 64 * 128);
@@ -595,7 +584,7 @@ __device__ __forceinline__ void multiply(const Parameters& p,
   int32_t k = 0;  // the next step
   const auto pass = [&] {
     ++k;
-    ring.advance();
+    ring.advance(Shape::kStages);
   };
   const auto begin = [&](Product& product, float(&part)[kCols / 2]) {
     mbarrier_wait(&shared.full[ring.stage], ring.phase);
@@ -975,7 +964,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     registers_raise<kGathers ? 224 : 232>();
     const Place<Shape> place(threadIdx.x);
     uint8_t* staging = shared.staging + threadIdx.x / 32 * Shape::kWarpStagingBytes;
-    Ring<Shape::kStages> ring;
+    Ring ring;
     int32_t turn = 0;
     Items<Shape, kRowsKind> items(p, rank);
     Item item;

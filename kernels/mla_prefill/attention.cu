@@ -20,6 +20,7 @@
 //           turn, one's products over the other's softmax, FlashAttention-3.
 #include <algorithm>
 
+#include "kernels/common/ring.cuh"
 #include "kernels/common/tensor_map.h"
 #include "kernels/common/wgmma.cuh"
 #include "kernels/mla_prefill/mla_prefill.h"
@@ -79,18 +80,6 @@ __host__ __device__ inline int key_blocks(const MlaPrefillTile& tile) {
 
 #ifdef R1D_SM90
 
-// A ring's slot and the parity of its current round.
-struct Cursor {
-  int slot = 0;
-  uint32_t parity = 0;
-  __device__ __forceinline__ void next() {
-    if (++slot == kStages) {
-      slot = 0;
-      parity ^= 1;
-    }
-  }
-};
-
 __device__ __forceinline__ void named_barrier_arrive(uint32_t id, uint32_t threads) {
   asm volatile("barrier.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
@@ -139,8 +128,8 @@ __device__ __forceinline__ void produce(Shared& shared,
   const uint32_t total = static_cast<uint32_t>(arguments.num_tiles) * arguments.num_heads;
   const uint32_t group_items =
       static_cast<uint32_t>(arguments.num_tiles) * arguments.heads_together;
-  Cursor k_cursor;
-  Cursor v_cursor;
+  Ring k_ring;
+  Ring v_ring;
   uint32_t q_parity = 0;
   uint32_t item = blockIdx.x;
   while (item < total) {
@@ -153,24 +142,24 @@ __device__ __forceinline__ void produce(Shared& shared,
 
     const auto load_k = [&](int block) {
       const int row = tile.key_begin + block * kKeys;
-      uint64_t* full = &shared.k_full[k_cursor.slot];
-      mbarrier_wait(&shared.k_empty[k_cursor.slot], k_cursor.parity ^ 1);
+      uint64_t* full = &shared.k_full[k_ring.stage];
+      mbarrier_wait(&shared.k_empty[k_ring.stage], k_ring.phase ^ 1);
       mbarrier_arrive_expect(full, kQueryBoxes * kBoxBytes);
-      uint8_t(*k)[kBoxBytes] = shared.k[k_cursor.slot];
+      uint8_t(*k)[kBoxBytes] = shared.k[k_ring.stage];
       tensor_load_2d(k[0], &kv_map, column, row, full);
       tensor_load_2d(k[1], &kv_map, column + kBoxCols, row, full);
       tensor_load_2d(k[2], &k_pe_map, 0, row, full);
-      k_cursor.next();
+      k_ring.advance(kStages);
     };
     const auto load_v = [&](int block) {
       const int row = tile.key_begin + block * kKeys;
-      uint64_t* full = &shared.v_full[v_cursor.slot];
-      mbarrier_wait(&shared.v_empty[v_cursor.slot], v_cursor.parity ^ 1);
+      uint64_t* full = &shared.v_full[v_ring.stage];
+      mbarrier_wait(&shared.v_empty[v_ring.stage], v_ring.phase ^ 1);
       mbarrier_arrive_expect(full, kValueBoxes * kBoxBytes);
-      uint8_t(*v)[kBoxBytes] = shared.v[v_cursor.slot];
+      uint8_t(*v)[kBoxBytes] = shared.v[v_ring.stage];
       tensor_load_2d(v[0], &kv_map, column + kMlaNopeDim, row, full);
       tensor_load_2d(v[1], &kv_map, column + kMlaNopeDim + kBoxCols, row, full);
-      v_cursor.next();
+      v_ring.advance(kStages);
     };
 
     mbarrier_wait(&shared.q_empty, q_parity ^ 1);
@@ -402,8 +391,8 @@ __device__ __forceinline__ void consume(Shared& shared, const Arguments& argumen
   constexpr uint64_t kValueStage = kValueBoxes * kBoxBytes / 16;
   const uint32_t own_turn = kTurnBarrier + group;
   const uint32_t other_turn = kTurnBarrier + 1 - group;
-  Cursor k_cursor;
-  Cursor v_cursor;
+  Ring k_ring;
+  Ring v_ring;
   uint32_t q_parity = 0;
   if (group == 1) named_barrier_arrive(other_turn, 256);  // group 0 begins
 
@@ -430,12 +419,12 @@ __device__ __forceinline__ void consume(Shared& shared, const Arguments& argumen
     Softmax softmax;
     float rescale[2];
     const auto release_k = [&] {
-      if (lane == 0) mbarrier_arrive(&shared.k_empty[k_cursor.slot]);
-      k_cursor.next();
+      if (lane == 0) mbarrier_arrive(&shared.k_empty[k_ring.stage]);
+      k_ring.advance(kStages);
     };
     const auto release_v = [&] {
-      if (lane == 0) mbarrier_arrive(&shared.v_empty[v_cursor.slot]);
-      v_cursor.next();
+      if (lane == 0) mbarrier_arrive(&shared.v_empty[v_ring.stage]);
+      v_ring.advance(kStages);
     };
     const auto weigh = [&](int block) {
       if (block >= first_masked) {
@@ -449,17 +438,17 @@ __device__ __forceinline__ void consume(Shared& shared, const Arguments& argumen
     const auto clear_foreign_rows = [&](int block) {
       const int keys = tile.num_keys - block * kKeys;
       if (keys < kKeys) {
-        mbarrier_wait(&shared.v_full[v_cursor.slot], v_cursor.parity);
-        clear_rows(shared.v[v_cursor.slot], keys);
+        mbarrier_wait(&shared.v_full[v_ring.stage], v_ring.phase);
+        clear_rows(shared.v[v_ring.stage], keys);
         fence_async_shared();
         named_barrier(kClearedBarrier + group, 128);
       }
     };
 
-    mbarrier_wait(&shared.k_full[k_cursor.slot], k_cursor.parity);
+    mbarrier_wait(&shared.k_full[k_ring.stage], k_ring.phase);
     wgmma_fence_registers(s);
     wgmma_fence();
-    start_scores(s, q, k + k_cursor.slot * kKeyStage);
+    start_scores(s, q, k + k_ring.stage * kKeyStage);
     wgmma_wait<0>();
     wgmma_fence_registers(s);
     release_k();
@@ -469,21 +458,21 @@ __device__ __forceinline__ void consume(Shared& shared, const Arguments& argumen
     to_bf16(p, s);
     clear_foreign_rows(0);
 
-    if (blocks > 1) mbarrier_wait(&shared.k_full[k_cursor.slot], k_cursor.parity);
+    if (blocks > 1) mbarrier_wait(&shared.k_full[k_ring.stage], k_ring.phase);
     for (int block = 1; block < blocks; ++block) {
       named_barrier(own_turn, 256);
       wgmma_fence_registers(s);
       wgmma_fence_registers(o);
       wgmma_fence();
-      start_scores(s, q, k + k_cursor.slot * kKeyStage);
-      mbarrier_wait(&shared.v_full[v_cursor.slot], v_cursor.parity);
-      start_output(o, p, v + v_cursor.slot * kValueStage, block > 1);
+      start_scores(s, q, k + k_ring.stage * kKeyStage);
+      mbarrier_wait(&shared.v_full[v_ring.stage], v_ring.phase);
+      start_output(o, p, v + v_ring.stage * kValueStage, block > 1);
       named_barrier_arrive(other_turn, 256);
       wgmma_wait<1>();
       wgmma_fence_registers(s);
       release_k();
       weigh(block);
-      if (block + 1 < blocks) mbarrier_wait(&shared.k_full[k_cursor.slot], k_cursor.parity);
+      if (block + 1 < blocks) mbarrier_wait(&shared.k_full[k_ring.stage], k_ring.phase);
       wgmma_wait<0>();
       wgmma_fence_registers(o);
       release_v();
@@ -494,10 +483,10 @@ __device__ __forceinline__ void consume(Shared& shared, const Arguments& argumen
       }
       clear_foreign_rows(block);
     }
-    mbarrier_wait(&shared.v_full[v_cursor.slot], v_cursor.parity);
+    mbarrier_wait(&shared.v_full[v_ring.stage], v_ring.phase);
     wgmma_fence_registers(o);
     wgmma_fence();
-    start_output(o, p, v + v_cursor.slot * kValueStage, blocks > 1);
+    start_output(o, p, v + v_ring.stage * kValueStage, blocks > 1);
     wgmma_wait<0>();
     wgmma_fence_registers(o);
     release_v();

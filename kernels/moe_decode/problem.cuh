@@ -7,6 +7,7 @@
 #include <cuda_fp8.h>
 
 #include "kernels/common/ptx.cuh"
+#include "kernels/common/ring.cuh"
 #include "kernels/moe_decode/moe_decode.h"
 
 namespace r1d::kernels::moe {
@@ -62,18 +63,6 @@ size_t many_partial_bytes(int64_t hidden);
 cudaError_t enqueue_many(Problem p, const Launch& launch);
 
 #ifdef R1D_SM90
-
-// A place in a ring of stages and the phase of its barriers.
-struct Ring {
-  int stage = 0;
-  uint32_t phase = 0;
-  __device__ __forceinline__ void advance(int stages) {
-    if (++stage == stages) {
-      stage = 0;
-      phase ^= 1;
-    }
-  }
-};
 
 // h = silu(gate) * up of a token's 128 columns, quantized, in a warp.
 struct Quantized {

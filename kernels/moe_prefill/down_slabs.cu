@@ -15,6 +15,7 @@
 // Source    DeepSeek-V3 report, section 2.1.2.
 #include <algorithm>
 
+#include "kernels/common/ring.cuh"
 #include "kernels/fp8_gemm_prefill/block_product.cuh"
 #include "kernels/moe_prefill/moe_prefill.h"
 
@@ -94,19 +95,6 @@ struct Shared {
   }
 };
 
-// Where a warp stands in the ring of weights.
-struct Stage {
-  int32_t count;
-  int32_t index = 0;
-  uint32_t phase = 0;
-  __device__ __forceinline__ void advance() {
-    if (++index == count) {
-      index = 0;
-      phase ^= 1;
-    }
-  }
-};
-
 __device__ __forceinline__ void add_release(int32_t* global) {
   asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(global) : "memory");
 }
@@ -145,18 +133,18 @@ __device__ __forceinline__ void load(const Slabs& p,
                      shared.h_full);
     }
   }
-  Stage stage{shared.num_stages};
+  Ring ring;
   const uint64_t once = l2_evict_first();
   for (int32_t s = 0; s < p.slabs; ++s) {
     for (int32_t i = 0; i < tiles; ++i) {
       const int32_t expert = shared.tiles[i].x;
       if (i > 0 && expert == shared.tiles[i - 1].x) continue;
-      uint64_t* full = &shared.full[stage.index];
-      mbarrier_wait(&shared.empty[stage.index], stage.phase ^ 1);
+      uint64_t* full = &shared.full[ring.stage];
+      mbarrier_wait(&shared.empty[ring.stage], ring.phase ^ 1);
       mbarrier_arrive_expect(full, kWBytes);
       const uint8_t* from = p.w_tiles + expert * p.tiles_stride + int64_t{s} * kWBytes;
-      bulk_load_hint(shared.w + stage.index * kWBytes, from, kWBytes, full, once);
-      stage.advance();
+      bulk_load_hint(shared.w + ring.stage * kWBytes, from, kWBytes, full, once);
+      ring.advance(shared.num_stages);
     }
   }
 }
@@ -234,10 +222,10 @@ __device__ __forceinline__ void multiply(const Slabs& p,
 __device__ __forceinline__ void write_slabs(const Slabs& p, const Shared& shared, int32_t tiles) {
   const int32_t group = threadIdx.x / 128;
   const int32_t lane = threadIdx.x % 32;
-  Stage stage{shared.num_stages};
+  Ring ring;
   const auto give_back = [&] {
-    if (lane == 0) mbarrier_arrive(&shared.empty[stage.index]);
-    stage.advance();
+    if (lane == 0) mbarrier_arrive(&shared.empty[ring.stage]);
+    ring.advance(shared.num_stages);
   };
   mbarrier_wait(shared.h_full, 0);
 #pragma unroll 1
@@ -251,10 +239,10 @@ __device__ __forceinline__ void write_slabs(const Slabs& p, const Shared& shared
       if (shared.tiles[i].x != expert) {
         if (expert >= 0) give_back();
         expert = shared.tiles[i].x;
-        mbarrier_wait(&shared.full[stage.index], stage.phase);
+        mbarrier_wait(&shared.full[ring.stage], ring.phase);
       }
       if ((i + s) % kProductGroups != group) continue;  // in turns, also over slabs
-      multiply(p, shared, i, s, shared.w + stage.index * kWBytes, y);
+      multiply(p, shared, i, s, shared.w + ring.stage * kWBytes, y);
     }
     if (expert >= 0) give_back();
     __syncwarp();
