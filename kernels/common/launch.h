@@ -15,8 +15,10 @@ namespace r1d::kernels {
 // Programmatic dependent launch (`dependent`, sm_90): the kernel may start while the one before it
 // in the stream still runs. Two rules make that safe for a chain of ours. Every block of every
 // kernel calls grid_dependency_wait() before it reads or WRITES memory that another kernel of the
-// step writes or reads (weights may be read before it), and it does so even when it has no work,
-// since the kernel behind it relies on this one's wait for all that came earlier.
+// step writes or reads, and it does so even when it has no work, since the kernel behind it relies
+// on this one's wait for all that came earlier. Before it, weights may be read, and what is sure to
+// be complete when the kernel ahead lets this one start: the reader's head or header says what and
+// why (moe_decode.h, mla_decode.cu).
 struct Launch {
   cudaStream_t stream = nullptr;
   bool dependent = false;
