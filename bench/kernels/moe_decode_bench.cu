@@ -11,7 +11,9 @@
 #include <string>
 #include <vector>
 
+#include "kernels/fp8_gemm/fp8_gemm.h"
 #include "kernels/moe_decode/moe_decode.h"
+#include "kernels/norm/norm.h"
 #include "kernels/router/router.h"
 #include "tests/kernels/support.cuh"
 
@@ -141,6 +143,76 @@ void bench_router() {
   }
 }
 
+// What stands between one layer's experts and the next one's router, for the chain: o-like and
+// qkv_a's products and the norms, so that kernels of other kinds come in between.
+class Between {
+ public:
+  explicit Between(int tokens)
+      : tokens_(tokens),
+        products_(std::min(tokens, static_cast<int>(kFp8DecodeMaxTokens))),
+        stride_((tokens + 3) / 4 * 4),
+        tiles_(random_bytes(kCalls * (kQkv + kO), 21)),
+        scale_(std::vector<float>(kHidden * kHidden / (128 * 128), 1e-3F)),
+        norm_(std::vector<float>(kHidden, 1.0F)),
+        residual_(test::to_bf16(test::random_floats(tokens * kHidden, 6))),
+        normed_(tokens * kHidden),
+        codes_(tokens * kHidden),
+        code_scale_(kHidden / 128 * stride_),
+        qkv_(tokens * kQkvRows),
+        heads_(random_bytes(tokens * kOCols, 22)),
+        head_scale_(std::vector<float>(kOCols / 128 * stride_, 1e-3F)),
+        o_(tokens * kHidden) {}
+
+  void run(int call, const DeviceArray<uint16_t>& experts_out, const Launch& launch) {
+    const uint8_t* tiles = tiles_->data() + call * (kQkv + kO);
+    norm(experts_out, launch);
+    R1D_MUST(fp8_gemm_decode({tiles, scale_.data(), kQkvRows, kHidden},
+                             {codes_.data(), code_scale_.data(), kHidden, stride_},
+                             products_,
+                             reinterpret_cast<__nv_bfloat16*>(qkv_.data()),
+                             kQkvRows,
+                             launch));
+    R1D_MUST(fp8_gemm_decode({tiles + kQkv, scale_.data(), kHidden, kOCols},
+                             {heads_->data(), head_scale_.data(), kOCols, stride_},
+                             products_,
+                             reinterpret_cast<__nv_bfloat16*>(o_.data()),
+                             kHidden,
+                             launch));
+    norm(o_, launch);
+  }
+
+ private:
+  static constexpr int64_t kQkvRows = 2112;
+  static constexpr int64_t kOCols = 2048;
+  static constexpr int64_t kQkv = kQkvRows * kHidden;
+  static constexpr int64_t kO = kHidden * kOCols;
+  void norm(const DeviceArray<uint16_t>& part, const Launch& launch) {
+    AddNorm a;
+    a.partial = part.data();
+    a.residual = reinterpret_cast<__nv_bfloat16*>(residual_.data());
+    a.weight = norm_.data();
+    a.tokens = tokens_;
+    a.cols = kHidden;
+    a.out.bf16 = reinterpret_cast<__nv_bfloat16*>(normed_.data());
+    a.out.quantized = {codes_.data(), code_scale_.data(), kHidden, stride_};
+    R1D_MUST(add_norm(a, launch));
+  }
+  int tokens_;
+  int products_;
+  int64_t stride_;
+  std::unique_ptr<DeviceArray<uint8_t>> tiles_;
+  DeviceArray<float> scale_;
+  DeviceArray<float> norm_;
+  DeviceArray<uint16_t> residual_;
+  DeviceArray<uint16_t> normed_;
+  DeviceArray<uint8_t> codes_;
+  DeviceArray<float> code_scale_;
+  DeviceArray<uint16_t> qkv_;
+  std::unique_ptr<DeviceArray<uint8_t>> heads_;
+  DeviceArray<float> head_scale_;
+  DeviceArray<uint16_t> o_;
+};
+
 // `best` = the best public kernels' gate_up + down + shared gate_up + shared down, 0: not measured.
 struct Case {
   int tokens;
@@ -205,6 +277,12 @@ void bench_experts(const char* name,
       route(router, other, i, {stream, true});
       run(i, {stream, true});
     });
+    Between between(c.tokens);
+    const double layers = test::graph_time_us(kCalls, [&](int i, cudaStream_t stream) {
+      between.run(i, step.out, {stream, true});
+      route(router, other, i, {stream, true});
+      run(i, {stream, true});
+    });
     const double bytes = (step.active + 1) * (gate_up + down + 12.0 * scales);
     const double floor = bytes / kBytesPerUs;
     std::printf(
@@ -219,7 +297,7 @@ void bench_experts(const char* name,
         floor,
         us[1] / floor);
     if (c.best > 0) std::printf(", best public %6.1f (%.2fx)", c.best, us[1] / c.best);
-    std::printf("; router + experts %7.1f us\n", chained);
+    std::printf("; router + experts %7.1f us, chain %7.1f us\n", chained, layers);
     std::fflush(stdout);
   }
 }

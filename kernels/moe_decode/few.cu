@@ -152,17 +152,9 @@ __device__ __forceinline__ void prefetch(const Problem& p) {
   for (int tile = blockIdx.x; threadIdx.x == 0 && tile < num_tiles; tile += gridDim.x) {
     bulk_prefetch_l2(p.shared.down.tiles + static_cast<int64_t>(tile) * kTileBytes, kTileBytes);
   }
-  constexpr int kLine = 32;  // floats
-  const int count = p.routed_columns * p.hidden_blocks;
-  const int lines = (count + kLine - 1) / kLine + 1;  // an array may begin inside a line
-  for (int i = blockIdx.x * kConsumers + threadIdx.x; i < p.routed.num_local * lines;
-       i += gridDim.x * kConsumers) {
-    const int expert = i / lines;
-    const int at = min((i - expert * lines) * kLine, count - 1);
-    prefetch_l2(p.routed.gate_scale + expert * p.routed.gate_up_scale_stride + at);
-    prefetch_l2(p.routed.up_scale + expert * p.routed.gate_up_scale_stride + at);
-    prefetch_l2(p.routed.down_scale + expert * p.routed.down_scale_stride + at);
-  }
+  prefetch_scales(p,
+                  static_cast<int>(blockIdx.x * kConsumers + threadIdx.x),
+                  static_cast<int>(gridDim.x * kConsumers));
 }
 
 #endif  // R1D_SM90

@@ -61,6 +61,7 @@ struct GateUpShared {
   uint64_t empty[2][kMaxStages];
   uint64_t x_full[kXStages];
   uint64_t x_empty[kXStages];
+  uint32_t arrived[kXStages];  // Problem::arrivals as read before a cut unit's last chunk here
   int complete;
 };
 
@@ -111,14 +112,45 @@ __device__ __forceinline__ void load_weights(
 
 // ---- gate_up -----------------------------------------------------------------------------------
 
+// The items, (unit, chunk) in this order, are dealt out in equal runs. No division stands between
+// the lists and the first request.
+struct Deal {
+  int items;
+  int chunks;            // of a unit
+  uint32_t shared_step;  // shared units to a unit, in 2^-31, rounded up
+  __device__ __forceinline__ Deal(const Problem& p, int num_blocks) : chunks(p.by_chunks.n) {
+    const int shared = p.shared_blocks * p.shared_columns;
+    const int units = shared + num_blocks * p.routed_columns;
+    items = units * chunks;
+    // The quotient is off by less than 2^-20; units are fewer than 2^19.
+    constexpr float kUnit = 2147483648.0F;
+    shared_step = static_cast<uint32_t>(
+                      __fdividef(static_cast<float>(shared), static_cast<float>(units)) * kUnit) +
+                  2048;
+  }
+  __device__ __forceinline__ int begin_of(int block) const { return block * items / kGateUpBlocks; }
+  __device__ __forceinline__ int shared_before(int unit) const {
+    return static_cast<int>(static_cast<uint64_t>(unit) * shared_step >> 31);
+  }
+  // The thread block that has a unit's first item, and the end of its chunks of that unit.
+  __device__ __forceinline__ int leader_of(int unit) const {
+    return ((unit * chunks + 1) * kGateUpBlocks - 1) / items;
+  }
+  __device__ __forceinline__ int led_chunks(int leader, int unit) const {
+    return min(chunks, begin_of(leader + 1) - unit * chunks);
+  }
+};
+
 // Shared units are spread evenly among the routed ones: many tokens make them dearer.
-__device__ __forceinline__ Unit unit_at(const Problem& p, const int4* blocks, int unit, int units) {
-  const int shared_units = p.shared_blocks * p.shared_columns;
-  const int shared_before = unit * shared_units / units;
+__device__ __forceinline__ Unit unit_at(const Problem& p,
+                                        const int4* blocks,
+                                        int unit,
+                                        const Deal& deal) {
+  const int shared_before = deal.shared_before(unit);
   Unit u;
-  u.shared = (unit + 1) * shared_units / units > shared_before;
+  u.shared = deal.shared_before(unit + 1) > shared_before;
   if (u.shared) {
-    const int block = shared_before / p.shared_columns;
+    const int block = p.by_shared_columns(shared_before);
     u.columns = shared_before - block * p.shared_columns;
     u.begin = block * kTokens;
     u.count = min(p.num_tokens - u.begin, kTokens);
@@ -126,7 +158,7 @@ __device__ __forceinline__ Unit unit_at(const Problem& p, const int4* blocks, in
     u.group = u.begin / 8;
   } else {
     unit -= shared_before;
-    const int block = unit / p.routed_columns;
+    const int block = p.by_routed_columns(unit);
     u.columns = unit - block * p.routed_columns;
     const int4 b = blocks[block];
     u.expert = b.x;
@@ -137,23 +169,18 @@ __device__ __forceinline__ Unit unit_at(const Problem& p, const int4* blocks, in
   return u;
 }
 
-// A thread block's items, (unit, chunk) in this order, are an equal run of all. Calls
-// visit(unit, first chunk, one behind the last) for its part of each unit.
+// Calls visit(unit, first chunk, one behind the last) for the thread block's part of each unit.
 template <typename Visit>
-__device__ __forceinline__ void for_segments(int items, int chunks, Visit&& visit) {
+__device__ __forceinline__ void for_segments(const Problem& p, const Deal& deal, Visit&& visit) {
   const int block = static_cast<int>(blockIdx.x);
-  const int hi = (block + 1) * items / kGateUpBlocks;
-  for (int i = block * items / kGateUpBlocks; i < hi;) {
-    const int unit = i / chunks;
-    const int first = i - unit * chunks;
-    const int end = min(chunks, first + hi - i);
+  const int hi = deal.begin_of(block + 1);
+  int i = deal.begin_of(block);
+  for (int unit = p.by_chunks(i); i < hi; ++unit) {
+    const int first = i - unit * deal.chunks;
+    const int end = min(deal.chunks, first + hi - i);
     visit(unit, first, end);
     i += end - first;
   }
-}
-// The thread block that has a unit's first item.
-__device__ __forceinline__ int owner_of(int unit, int items, int chunks) {
-  return ((unit * chunks + 1) * kGateUpBlocks - 1) / items;
 }
 
 // acc += d, scaled; d as wgmma leaves it.
@@ -169,6 +196,12 @@ __device__ __forceinline__ void promote(float (&acc)[N / 2],
     acc[4 * j + 2] = fmaf(d[4 * j + 2], up[j].x, acc[4 * j + 2]);
     acc[4 * j + 3] = fmaf(d[4 * j + 3], up[j].y, acc[4 * j + 3]);
   }
+}
+
+__device__ __forceinline__ uint32_t load_acquire(const uint32_t* from) {
+  uint32_t word;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(word) : "l"(from) : "memory");
+  return word;
 }
 
 // Where a warpgroup stands in the rings.
@@ -300,9 +333,12 @@ __device__ __forceinline__ void finish_unit(const Problem& p,
   }
 }
 
-// Chunks first .. end - 1 of a unit. A unit that other thread blocks share leaves its chunks' sums
-// in `partial`, [chunk][strip of the warpgroup][group of tokens][thread]; whoever arrives last adds
-// them in order, as a thread block with the whole unit does in registers.
+// Chunks first .. end - 1 of a unit. Where other thread blocks have the rest, sums meet in
+// `partial`, [chunk][strip of the warpgroup][group of tokens][thread]: the unit's leader, which has
+// its first chunk, leaves its chunks' sum at chunk 0, others each chunk's own at that chunk, and
+// whoever arrives last adds them in order, as a thread block with the whole unit does in registers.
+// A leader comes to the unit at the end of its run, others at the beginning of theirs: mostly they
+// have arrived long before, and the leader completes the unit without a word to them.
 template <int N>
 __device__ __forceinline__ void gate_up_segment(const Problem& p,
                                                 const Unit& u,
@@ -310,12 +346,15 @@ __device__ __forceinline__ void gate_up_segment(const Problem& p,
                                                 Consumer& at,
                                                 int first,
                                                 int end,
-                                                int chunks,
-                                                float4* partial,
-                                                uint32_t* arrivals) {
+                                                int unit,
+                                                const Deal& deal) {
   constexpr int kStripStride = kTokens / 8 * kConsumers;
-  const bool whole = end - first == chunks;
-  partial += threadIdx.x;
+  const bool leads = first == 0;
+  const int leader = leads ? static_cast<int>(blockIdx.x) : deal.leader_of(unit);
+  float4* partial = reinterpret_cast<float4*>(p.partial) +
+                    static_cast<int64_t>(leader) * deal.chunks * 2 * kStripStride + threadIdx.x;
+  uint32_t* arrivals = p.arrivals + leader;
+  uint32_t arrived = 0;
   float total[2][N / 2] = {};
   float weight = 0;
   for (int chunk = first; chunk < end; ++chunk) {
@@ -325,7 +364,7 @@ __device__ __forceinline__ void gate_up_segment(const Problem& p,
     for (int half = 0; half < 2; ++half) {
       float acc[N / 2] = {};
       multiply_chunk<N>(s, at, blocks, acc);
-      if (whole) {
+      if (leads) {
 #pragma unroll
         for (int i = 0; i < N / 2; ++i) total[half][i] += acc[i];
       } else {
@@ -337,36 +376,56 @@ __device__ __forceinline__ void gate_up_segment(const Problem& p,
       }
     }
     if (threadIdx.x < kTokens) weight = s.scales[at.x.stage].weight[threadIdx.x];
+    arrived = s.arrived[at.x.stage];
     __syncwarp();
     if (threadIdx.x % 32 == 0) mbarrier_arrive(&s.x_empty[at.x.stage]);
     at.x.advance(s.kXStages);
   }
-  if (!whole) {
-    named_barrier(1, kConsumers);
-    if (threadIdx.x == 0) {
-      const uint32_t mine = end - first;
-      __threadfence();
-      const bool done = atomicAdd(arrivals, mine) + mine == static_cast<uint32_t>(chunks);
-      if (done) *arrivals = 0;
-      __threadfence();
-      s.complete = done;
-    }
-    named_barrier(1, kConsumers);
-    if (!s.complete) return;
-#pragma unroll 4
-    for (int strip = 0; strip < 2 * chunks; strip += 2) {
+  if (end - first < deal.chunks) {
+    const auto all = static_cast<uint32_t>(deal.chunks);
+    const uint32_t mine = end - first;
+    const auto add_chunk = [&](int chunk) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
 #pragma unroll
         for (int j = 0; j < N / 8; ++j) {
-          const float4 v = __ldcg(partial + (strip + half) * kStripStride + j * kConsumers);
+          const float4 v = __ldcg(partial + (chunk * 2 + half) * kStripStride + j * kConsumers);
           total[half][4 * j] += v.x;
           total[half][4 * j + 1] += v.y;
           total[half][4 * j + 2] += v.z;
           total[half][4 * j + 3] += v.w;
         }
       }
+    };
+    if (leads && arrived + mine == all) {
+      if (threadIdx.x == 0) *arrivals = 0;
+    } else {
+      if (leads) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+#pragma unroll
+          for (int j = 0; j < N / 8; ++j) {
+            const float* sum = total[half] + 4 * j;
+            partial[half * kStripStride + j * kConsumers] =
+                make_float4(sum[0], sum[1], sum[2], sum[3]);
+          }
+        }
+      }
+      named_barrier(1, kConsumers);
+      if (threadIdx.x == 0) {
+        __threadfence();
+        const bool done = atomicAdd(arrivals, mine) + mine == all;
+        if (done) *arrivals = 0;
+        __threadfence();
+        s.complete = done;
+      }
+      named_barrier(1, kConsumers);
+      if (!s.complete) return;
+      if (!leads) add_chunk(0);
     }
+    constexpr int kAtOnce = N == 8 ? 6 : N == 16 ? 2 : 1;
+#pragma unroll kAtOnce
+    for (int chunk = deal.led_chunks(leader, unit); chunk < deal.chunks; ++chunk) add_chunk(chunk);
   }
   finish_unit<N>(p, u, s, total, weight, at.finished & 1);
   ++at.finished;
@@ -456,6 +515,9 @@ __global__ void __launch_bounds__(kGateUpThreads)
     prefetch(p.shared.gate_up.tiles, p.shared_columns * kStrips * p.hidden_blocks);
     prefetch(p.shared.down.tiles, p.shared_columns * 2 * p.hidden_blocks);
   }
+  prefetch_scales(p,
+                  static_cast<int>(blockIdx.x * kGateUpThreads + threadIdx.x),
+                  kGateUpBlocks * kGateUpThreads);
   grid_dependency_wait();
   for (int i = threadIdx.x; i < p.max_blocks; i += kGateUpThreads) {
     blocks[i] = __ldcg(reinterpret_cast<const int4*>(p.lists.blocks) + i);
@@ -464,9 +526,7 @@ __global__ void __launch_bounds__(kGateUpThreads)
   grid_launch_dependents();  // after the wait: down reads the lists before its own
   __syncthreads();
 
-  const int chunks = (p.hidden_blocks + kChunkBlocks - 1) / kChunkBlocks;
-  const int units = p.shared_blocks * p.shared_columns + num_blocks * p.routed_columns;
-  const int items = units * chunks;
+  const Deal deal(p, num_blocks);
 
   constexpr int kCopyWarp = kConsumers / 32;
   if (warp == kCopyWarp || warp == kCopyWarp + 1) {
@@ -476,8 +536,8 @@ __global__ void __launch_bounds__(kGateUpThreads)
     const uint64_t once = l2_evict_first();
     uint8_t* tiles = memory + group * p.stages * kStageBytes;
     Ring ring;
-    for_segments(items, chunks, [&](int unit, int begin, int end) {
-      const Unit u = unit_at(p, blocks, unit, units);
+    for_segments(p, deal, [&](int unit, int begin, int end) {
+      const Unit u = unit_at(p, blocks, unit, deal);
       const uint8_t* from =
           (u.shared ? p.shared.gate_up.tiles
                     : p.routed.gate_up_tiles + u.expert * p.routed.gate_up_stride) +
@@ -510,8 +570,8 @@ __global__ void __launch_bounds__(kGateUpThreads)
     const int stage = warp - kCopyWarp - 2;
     int item = 0;
     uint32_t phase = 0;
-    for_segments(items, chunks, [&](int unit, int begin, int end) {
-      const Unit u = unit_at(p, blocks, unit, units);
+    for_segments(p, deal, [&](int unit, int begin, int end) {
+      const Unit u = unit_at(p, blocks, unit, deal);
       int token = u.begin + lane;
       float weight = 1;
       if (!u.shared) {
@@ -523,6 +583,9 @@ __global__ void __launch_bounds__(kGateUpThreads)
         if (item++ % s.kXStages != stage) continue;
         mbarrier_wait(&s.x_empty[stage], phase ^ 1);
         gather_chunk(p, u, chunk, token, weight, s.x[stage].rows, s.scales[stage]);
+        if (lane == 0 && begin == 0 && chunk == end - 1 && end < deal.chunks) {
+          s.arrived[stage] = load_acquire(p.arrivals + blockIdx.x);
+        }
         fence_async_shared();
         mbarrier_arrive(&s.x_full[stage]);
         phase ^= 1;
@@ -534,14 +597,10 @@ __global__ void __launch_bounds__(kGateUpThreads)
   // ---- products ----
   const int group = warp / 4;
   Consumer at{memory + group * p.stages * kStageBytes, s.full[group], s.empty[group], p.stages};
-  for_segments(items, chunks, [&](int unit, int first, int end) {
-    const Unit u = unit_at(p, blocks, unit, units);
-    const int owner = owner_of(unit, items, chunks);
-    auto* partial = reinterpret_cast<float4*>(p.partial) +
-                    static_cast<int64_t>(owner) * chunks * 2 * (kTokens / 8) * kConsumers;
+  for_segments(p, deal, [&](int unit, int first, int end) {
+    const Unit u = unit_at(p, blocks, unit, deal);
     for_width(u.count, [&](auto n) {
-      gate_up_segment<decltype(n)::value>(
-          p, u, s, at, first, end, chunks, partial, p.arrivals + owner);
+      gate_up_segment<decltype(n)::value>(p, u, s, at, first, end, unit, deal);
     });
   });
 #endif  // R1D_SM90
@@ -551,8 +610,7 @@ __global__ void __launch_bounds__(kGateUpThreads)
 
 constexpr int kDownThreads = kConsumers + 128;  // + two weight and two h warps
 constexpr int kDownStages = 8;                  // most of a warpgroup's ring
-constexpr int kPrefetchStages = 4;       // behind each ring, brought to L2 while gate_up ends
-constexpr int kSumPitch = 68;            // floats; 8 tokens' rows start in different banks
+constexpr int kSumPitch = 68;                   // floats; 8 tokens' rows start in different banks
 constexpr int kHiddenBytes = 16 * 1024;  // a ring of h; a part takes 1 KB for 8 tokens and tile
 
 // Sizes of a block's tables behind the rings; shared by kernel and launcher. tokens: of each entry,
@@ -612,15 +670,14 @@ __device__ __forceinline__ DownBlock down_block_at(const Problem& p,
   return b;
 }
 
-// Calls visit(block, first column block, tiles) for each part of a warpgroup in order, until it
-// returns false.
+// Calls visit(block, first column block, tiles) for each part of a warpgroup in order.
 template <typename Visit>
 __device__ __forceinline__ void for_parts(
     const Problem& p, const int4* blocks, int num_blocks, int group, Visit&& visit) {
   for (int i = group; i < num_blocks + p.shared_blocks; i += 2) {
     const DownBlock b = down_block_at(p, blocks, num_blocks, i);
     for (int column = 0; column < b.columns; column += 2) {
-      if (!visit(b, column, min(b.columns - column, 2))) return;
+      visit(b, column, min(b.columns - column, 2));
     }
   }
 }
@@ -790,20 +847,11 @@ __global__ void __launch_bounds__(kDownThreads)
                    b.again,
                    once);
       ring.advance(p.stages);
-      return true;
     });
     return;
   }
   if (warp > 9) {
-    // ---- some more weights to L2; h, once gate_up is over ----
-    if (threadIdx.x % 32 == 0) {
-      int part = 0;
-      for_parts(p, blocks, num_blocks, group, [&](const DownBlock& b, int column, int two) {
-        if (part >= p.stages) bulk_prefetch_l2(b.weight + column * kTileBytes, two * kTileBytes);
-        return ++part < p.stages + kPrefetchStages;
-      });
-    }
-    __syncwarp();
+    // ---- h, once gate_up is over ----
     grid_dependency_wait();
     if (threadIdx.x % 32 != 0) return;
     Ring ring;
@@ -828,7 +876,6 @@ __global__ void __launch_bounds__(kDownThreads)
                 two * b.groups * 32,
                 &rings.full[ring.stage]);
       ring.advance(p.stages);
-      return true;
     });
     return;
   }
@@ -925,6 +972,7 @@ cudaError_t enqueue_many(Problem p, const Launch& launch) {
   if (gate_up_stages < 1 || down_stages < 1) return cudaErrorInvalidValue;
 
   p.stages = gate_up_stages;
+  p.by_chunks = Quotient((p.hidden_blocks + kChunkBlocks - 1) / kChunkBlocks);
   Grid grid;
   grid.blocks = dim3(kGateUpBlocks);
   grid.threads = dim3(kGateUpThreads);

@@ -815,6 +815,8 @@ cudaError_t moe_decode(const QuantizedRows& x,
   p.hidden_blocks = static_cast<int>(x.cols / kColumns);
   p.routed_columns = static_cast<int>(routed.intermediate / kColumns);
   p.shared_columns = static_cast<int>(shared_intermediate / kColumns);
+  p.by_routed_columns = Quotient(p.routed_columns);
+  p.by_shared_columns = Quotient(std::max(p.shared_columns, 1));
   const int block_tokens = token_block_size(num_tokens);
   p.shared_blocks = shared_intermediate > 0 ? (num_tokens + block_tokens - 1) / block_tokens : 0;
   const int64_t unit_items = (p.hidden_blocks + kChunkBlocks - 1) / kChunkBlocks * kStrips;

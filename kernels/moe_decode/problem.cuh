@@ -17,6 +17,21 @@ constexpr int kTileBytes = TiledMatrix::kTileBytes;
 constexpr int kAtomBytes = 1024;  // 8 rows x 128 bytes, the unit of the swizzle
 constexpr int kStrips = 4;        // 64-row strips of gate_up to 128 columns of h
 
+// i / n as a product, for i * n < 2^32.
+struct Quotient {
+  uint32_t n = 1;
+  uint32_t reciprocal = 0;
+  Quotient() = default;
+  explicit Quotient(int by)
+      : n(by),
+        reciprocal(by == 1 ? 0 : static_cast<uint32_t>(((uint64_t{1} << 32) + by - 1) / by)) {}
+#ifdef R1D_SM90
+  __device__ __forceinline__ int operator()(int i) const {
+    return n == 1 ? i : static_cast<int>(__umulhi(i, reciprocal));
+  }
+#endif  // R1D_SM90
+};
+
 // Everything that the kernels read.
 struct Problem {
   QuantizedRows x;
@@ -39,6 +54,9 @@ struct Problem {
   int routed_columns;  // I / 128
   int shared_columns;  // Is / 128, 0 without a shared expert
   int shared_blocks;   // token blocks of the shared expert
+  Quotient by_chunks;  // of gate_up, many.cu
+  Quotient by_routed_columns;
+  Quotient by_shared_columns;
 };
 
 // One (token block, 128 columns of h).
@@ -63,6 +81,21 @@ size_t many_partial_bytes(int64_t hidden);
 cudaError_t enqueue_many(Problem p, const Launch& launch);
 
 #ifdef R1D_SM90
+
+// The scales of all experts into L2: few bytes that would queue behind megabytes of weights once
+// the lists say which are wanted. `thread` of `threads` of the grid.
+__device__ __forceinline__ void prefetch_scales(const Problem& p, int thread, int threads) {
+  constexpr int kLine = 32;  // floats
+  const int count = p.routed_columns * p.hidden_blocks;
+  const int lines = (count + kLine - 1) / kLine + 1;  // an array may begin inside a line
+  for (int i = thread; i < p.routed.num_local * lines; i += threads) {
+    const int expert = i / lines;
+    const int at = min((i - expert * lines) * kLine, count - 1);
+    prefetch_l2(p.routed.gate_scale + expert * p.routed.gate_up_scale_stride + at);
+    prefetch_l2(p.routed.up_scale + expert * p.routed.gate_up_scale_stride + at);
+    prefetch_l2(p.routed.down_scale + expert * p.routed.down_scale_stride + at);
+  }
+}
 
 // h = silu(gate) * up of a token's 128 columns, quantized, in a warp.
 struct Quantized {
