@@ -71,7 +71,6 @@ struct Step {
         x(random_bytes(tokens * kHidden, 3)),
         x_scale(std::vector<float>(kHidden / 128 * stride, 1e-3F)),
         x_bf16(test::to_bf16(test::random_floats(tokens * kHidden, 5))),
-        experts(tokens * kTopK),
         weights(std::vector<float>(tokens * kTopK, 0.3F)),
         router_workspace(route_decode_workspace(tokens, kHidden, kExperts), 0),
         out(tokens * kHidden) {
@@ -84,10 +83,10 @@ struct Step {
         std::shuffle(all.begin(), all.end(), random);
         chosen.insert(chosen.end(), all.begin(), all.begin() + kTopK);
       }
-      experts.upload(chosen);
+      experts.push_back(std::make_unique<DeviceArray<int32_t>>(chosen));
       lists.push_back(std::make_unique<Lists>(tokens));
       R1D_MUST(list_experts(
-          experts.data(), tokens, kTopK, {0, kExperts, nullptr}, lists.back()->view(), {}));
+          experts.back()->data(), tokens, kTopK, {0, kExperts, nullptr}, lists.back()->view(), {}));
       std::sort(chosen.begin(), chosen.end());
       active +=
           static_cast<double>(std::unique(chosen.begin(), chosen.end()) - chosen.begin()) / kCalls;
@@ -99,7 +98,7 @@ struct Step {
   std::unique_ptr<DeviceArray<uint8_t>> x;
   DeviceArray<float> x_scale;
   DeviceArray<uint16_t> x_bf16;
-  DeviceArray<int32_t> experts;
+  std::vector<std::unique_ptr<DeviceArray<int32_t>>> experts;  // of each call
   DeviceArray<float> weights;
   DeviceArray<uint8_t> router_workspace;
   DeviceArray<uint16_t> out;
@@ -117,7 +116,7 @@ void route(const Router& router, Step& step, int call, const Launch& launch) {
                         kHidden,
                         rules,
                         {0, kExperts, nullptr},
-                        {step.experts.data(), step.weights.data()},
+                        {step.experts[0]->data(), step.weights.data()},
                         step.lists[0]->view(),
                         step.router_workspace.data(),
                         launch));
@@ -255,8 +254,9 @@ void bench_experts(const char* name,
       const uint8_t* shared = shared_tiles->data() + i % shared_copies * (gate_up + down);
       R1D_MUST(moe_decode({step.x->data(), step.x_scale.data(), kHidden, step.stride},
                           c.tokens,
-                          step.weights.data(),
+                          {step.experts[i]->data(), step.weights.data()},
                           kTopK,
+                          {0, kExperts, nullptr},
                           step.lists[i]->view(),
                           routed,
                           {{shared, scale.data(), scale.data(), inner, kHidden},

@@ -13,7 +13,8 @@
 // gate_up. An item is (token block, 128 columns of h, chunk of 8 column blocks): four strips of 64
 // weight rows, two for each warpgroup. A thread block that has all chunks of a unit, (token block,
 // 128 columns), keeps their sums in registers and completes it there; only units that a run's ends
-// cut leave partial sums.
+// cut leave partial sums. To 32 tokens each thread block makes the lists for itself, and block 0
+// leaves them in memory for down.
 //
 // down. A thread block owns 64 output columns for all tokens and walks the token blocks, so the sum
 // over experts stays in shared memory. A token block takes a warpgroup longer than its weights take
@@ -26,6 +27,7 @@
 
 #include "kernels/common/ptx.cuh"
 #include "kernels/common/wgmma.cuh"
+#include "kernels/moe_decode/own_lists.cuh"
 #include "kernels/moe_decode/problem.cuh"
 
 namespace r1d::kernels::moe {
@@ -491,7 +493,7 @@ __global__ void __launch_bounds__(kGateUpThreads)
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
 
-  // ---- start: barriers, shared expert into L2, lists ----
+  // ---- start: barriers, shared expert and scales into L2, lists ----
   if (threadIdx.x == 0) {
     for (int i = 0; i < p.stages; ++i) {
       for (int g = 0; g < 2; ++g) {
@@ -518,13 +520,19 @@ __global__ void __launch_bounds__(kGateUpThreads)
   prefetch_scales(p,
                   static_cast<int>(blockIdx.x * kGateUpThreads + threadIdx.x),
                   kGateUpBlocks * kGateUpThreads);
-  grid_dependency_wait();
-  for (int i = threadIdx.x; i < p.max_blocks; i += kGateUpThreads) {
-    blocks[i] = __ldcg(reinterpret_cast<const int4*>(p.lists.blocks) + i);
+  const bool listed = makes_lists(p.num_tokens);
+  OwnLists<kGateUpThreads, kConsumers> own(p, blocks + p.max_blocks);
+  int num_blocks;
+  if (listed) {
+    grid_dependency_wait();
+    for (int i = threadIdx.x; i < p.max_blocks; i += kGateUpThreads) {
+      blocks[i] = __ldcg(reinterpret_cast<const int4*>(p.lists.blocks) + i);
+    }
+    num_blocks = __ldcg(p.lists.num_blocks);
+    __syncthreads();
+  } else {
+    num_blocks = own.make_blocks(p, blocks);
   }
-  const int num_blocks = __ldcg(p.lists.num_blocks);
-  grid_launch_dependents();  // after the wait: down reads the lists before its own
-  __syncthreads();
 
   const Deal deal(p, num_blocks);
 
@@ -565,6 +573,19 @@ __global__ void __launch_bounds__(kGateUpThreads)
     return;
   }
 
+  // The weights do not wait for the entries.
+  if (!listed) {
+    if (warp < kCopyWarp) own.make_entries();
+    named_barrier(2, kGateUpThreads - 64);
+    if (blockIdx.x == 0 && warp < kCopyWarp) {
+      own.publish(p, blocks, num_blocks);
+      named_barrier(1, kConsumers);
+    }
+  }
+  // down reads the lists ahead of its own wait, so they must be complete by now.
+  if (warp < kCopyWarp) grid_launch_dependents();
+  const int32_t* entries = listed ? p.lists.entries : own.entries();
+
   if (warp >= kCopyWarp + 2) {
     // ---- rows of x and scales, a stage for each item; a warp fills each other one ----
     const int stage = warp - kCopyWarp - 2;
@@ -575,8 +596,8 @@ __global__ void __launch_bounds__(kGateUpThreads)
       int token = u.begin + lane;
       float weight = 1;
       if (!u.shared) {
-        const int entry = lane < u.count ? __ldcg(p.lists.entries + token) : 0;
-        token = entry / p.top_k;
+        const int entry = lane < u.count ? entries[token] : 0;
+        token = p.by_top_k(entry);
         weight = __ldcg(p.weights + entry);
       }
       for (int chunk = begin; chunk < end; ++chunk) {
@@ -824,7 +845,7 @@ __global__ void __launch_bounds__(kDownThreads)
     }
     mbarrier_init_fence();
   }
-  // The lists are older than gate_up, which had waited for them when it let this kernel start.
+  // gate_up had waited for the lists, or written them, when it let this kernel start.
   for (int i = threadIdx.x; i < p.max_blocks; i += kDownThreads) {
     blocks[i] = __ldcg(reinterpret_cast<const int4*>(p.lists.blocks) + i);
   }
@@ -893,7 +914,7 @@ __global__ void __launch_bounds__(kDownThreads)
   }
   const int num_entries = num_blocks > 0 ? blocks[num_blocks - 1].y + blocks[num_blocks - 1].z : 0;
   for (int i = threadIdx.x; i < num_entries; i += kConsumers) {
-    tokens[i] = static_cast<uint16_t>(__ldcg(p.lists.entries + i) / p.top_k);
+    tokens[i] = static_cast<uint16_t>(p.by_top_k(__ldcg(p.lists.entries + i)));
   }
   uint16_t* all_tokens = tokens + p.num_tokens * p.top_k;
   for (int i = threadIdx.x; i < p.num_tokens; i += kConsumers)
@@ -961,7 +982,8 @@ cudaError_t enqueue_many(Problem p, const Launch& launch) {
                ? 0
                : static_cast<int>(std::min<size_t>((kMaxSharedBytes - fixed) / stage, kMaxStages));
   };
-  const size_t gate_up_fixed = sizeof(GateUpShared) + p.max_blocks * sizeof(int4);
+  const size_t gate_up_fixed =
+      sizeof(GateUpShared) + p.max_blocks * sizeof(int4) + own_list_bytes(p);
   const int gate_up_stages = stages(gate_up_fixed, 2 * kStageBytes);  // of each ring
   const size_t down_fixed =
       2 * kHiddenBytes +

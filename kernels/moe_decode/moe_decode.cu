@@ -48,7 +48,6 @@ constexpr int kDownThreads = 128 + 64;           // + the weight warp + the h wa
 constexpr int kPrefetchTiles = 8;   // of the shared expert and thread block, brought to L2 early
 constexpr int kPrefetchStages = 8;  // of down, behind its ring, brought to L2 meanwhile
 constexpr int kAccPitch = 68;       // floats; 8 tokens' rows start in different banks
-constexpr int kMaxTopK = 32;
 constexpr int kMaxLocal = 512;
 constexpr int kTokens = kFewTokens;  // of a block; more are many.cu's
 
@@ -776,8 +775,9 @@ size_t moe_decode_workspace(const MoeDecodeSizes& sizes) {
 
 cudaError_t moe_decode(const QuantizedRows& x,
                        int32_t num_tokens,
-                       const float* weights,
+                       const Routing& routing,
                        int32_t top_k,
+                       const ListOptions& options,
                        const ExpertLists& lists,
                        const RoutedExperts& routed,
                        const SharedExpert& shared,
@@ -788,9 +788,10 @@ cudaError_t moe_decode(const QuantizedRows& x,
   const int64_t shared_intermediate =
       shared.gate_up.tiles != nullptr ? shared.gate_up.intermediate : 0;
   if (num_tokens < 0 || num_tokens > kMoeDecodeTokens || top_k < 1 || top_k > kMaxTopK ||
-      routed.num_local < 1 || routed.num_local > kMaxLocal || x.cols < kColumns ||
-      x.cols % kColumns != 0 || routed.intermediate < kColumns ||
-      routed.intermediate % kColumns != 0 || shared_intermediate % kColumns != 0) {
+      routed.num_local < 1 || routed.num_local > kMaxLocal ||
+      options.num_local != routed.num_local || x.cols < kColumns || x.cols % kColumns != 0 ||
+      routed.intermediate < kColumns || routed.intermediate % kColumns != 0 ||
+      shared_intermediate % kColumns != 0) {
     return cudaErrorInvalidValue;
   }
   const Workspace at = plan_workspace(
@@ -798,7 +799,9 @@ cudaError_t moe_decode(const QuantizedRows& x,
   auto* base = static_cast<uint8_t*>(workspace);
   Problem p{};
   p.x = x;
-  p.weights = weights;
+  p.experts = routing.experts;
+  p.weights = routing.weights;
+  p.options = options;
   p.lists = lists;
   p.routed = routed;
   p.shared = shared;
@@ -815,6 +818,7 @@ cudaError_t moe_decode(const QuantizedRows& x,
   p.hidden_blocks = static_cast<int>(x.cols / kColumns);
   p.routed_columns = static_cast<int>(routed.intermediate / kColumns);
   p.shared_columns = static_cast<int>(shared_intermediate / kColumns);
+  p.by_top_k = Quotient(top_k);
   p.by_routed_columns = Quotient(p.routed_columns);
   p.by_shared_columns = Quotient(std::max(p.shared_columns, 1));
   const int block_tokens = token_block_size(num_tokens);

@@ -60,19 +60,22 @@ size_t moe_decode_workspace(const MoeDecodeSizes& sizes);
 // Two launches (gate_up, down) for 1 .. kMoeDecodeTokens tokens. A token's result bits do not
 // depend on the other tokens, and on their number only by whether it is 1, up to 8, or more.
 //   x        QuantizedRows [T, D]
-//   weights  [T, k] f32 and
-//   lists    as route_decode() or list_experts() made them for the same T and k
+//   routing  the router's choice and weights for the same T and k
+//   options  which experts are here; num_local as in `routed`
+//   lists    where makes_lists(), as route_decode() or list_experts() made them of these; elsewhere
+//            room for them, which this call fills
 //   out      [T, D] bf16, 16-byte aligned; complete: a token without a local expert gets the shared
 //            expert alone, or zeros
 // Assumes that a token names an expert once. cudaErrorInvalidValue: sizes outside the above.
 // The first launch reads x before its own dependency wait, the second `lists`: with
 // launch.dependent, x must come from a kernel that the one before this call had waited for when it
-// let this call start, and the lists from that one, as in the order quantization, router,
-// moe_decode.
+// let this call start, and lists that are there already from that one, as in the order
+// quantization, router, moe_decode.
 cudaError_t moe_decode(const QuantizedRows& x,
                        int32_t num_tokens,
-                       const float* weights,
+                       const Routing& routing,
                        int32_t top_k,
+                       const ListOptions& options,
                        const ExpertLists& lists,
                        const RoutedExperts& routed,
                        const SharedExpert& shared,

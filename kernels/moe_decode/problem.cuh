@@ -16,6 +16,7 @@ constexpr int kColumns = 128;  // a scale's block of columns
 constexpr int kTileBytes = TiledMatrix::kTileBytes;
 constexpr int kAtomBytes = 1024;  // 8 rows x 128 bytes, the unit of the swizzle
 constexpr int kStrips = 4;        // 64-row strips of gate_up to 128 columns of h
+constexpr int kMaxTopK = 32;
 
 // i / n as a product, for i * n < 2^32.
 struct Quotient {
@@ -35,7 +36,9 @@ struct Quotient {
 // Everything that the kernels read.
 struct Problem {
   QuantizedRows x;
+  const int32_t* experts;  // chosen, [T][k]
   const float* weights;
+  ListOptions options;
   ExpertLists lists;
   RoutedExperts routed;
   SharedExpert shared;
@@ -55,6 +58,7 @@ struct Problem {
   int shared_columns;  // Is / 128, 0 without a shared expert
   int shared_blocks;   // token blocks of the shared expert
   Quotient by_chunks;  // of gate_up, many.cu
+  Quotient by_top_k;
   Quotient by_routed_columns;
   Quotient by_shared_columns;
 };

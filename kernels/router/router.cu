@@ -9,8 +9,8 @@
 //           tokens, operands straight into registers. Above, a block per (64 experts, 64 tokens, 1,
 //           2 or 4 chunks), operands through the copy engine. R1: 128 blocks always. Weights are
 //           requested before the dependency wait. Blocks then become choosers of tokens and the
-//           last one the builder of the lists; where blocks could not all run at once, a second
-//           launch does it.
+//           last one the builder of the lists, if any; where blocks could not all run at once, a
+//           second launch does it.
 // Hand-over A word of the workspace is 0 until its value is there; who waits for it reads it until
 //           it is not, then puts the 0 back. So a hand-over costs one store and one load, no
 //           barrier and no counter.
@@ -206,8 +206,9 @@ __device__ __forceinline__ void finish(const Finish& args,
   const int top_k = plan.rules.top_k;
   auto* slots = reinterpret_cast<uint32_t*>(raw);
   uint32_t* behind = slots + slots_of(args.num_tokens, top_k);
+  const bool listed = makes_lists(args.num_tokens);
   const bool alone = args.num_tokens <= kTokensAlone;
-  const bool builds = block == num_blocks - 1;
+  const bool builds = listed && block == num_blocks - 1;
   if (alone && !builds) return;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
@@ -234,7 +235,7 @@ __device__ __forceinline__ void finish(const Finish& args,
       if (lane < top_k) {
         if (alone) {
           slots[t * top_k + lane] = mine;
-        } else {
+        } else if (listed) {
           hand_over(args.published + t * top_k + lane, mine + 1);
         }
       }
@@ -599,8 +600,9 @@ bool valid(const ListOptions& options) {
 
 size_t finish_bytes(const Finish& args) {
   const size_t choices = sizeof(uint32_t) * args.round * args.plan.words();
+  const size_t lists = makes_lists(args.num_tokens) ? sizeof(ListShared) : 0;
   return sizeof(uint32_t) * slots_of(args.num_tokens, args.plan.rules.top_k) +
-         std::max(choices, sizeof(ListShared));
+         std::max(choices, lists);
 }
 int blocks_of(const Grid& grid) {
   return static_cast<int>(grid.blocks.x * grid.blocks.y * grid.blocks.z);

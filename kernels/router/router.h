@@ -65,6 +65,13 @@ constexpr int32_t max_expert_groups(int32_t num_tokens, int32_t top_k, int32_t n
   return std::min(num_tokens * top_k, num_local + num_tokens * top_k / 8);
 }
 
+// Whether route_decode() makes lists for so many tokens. For a few more than 8 the trip through L2
+// that they take costs more than it costs each block of moe_decode() to make them for itself: to 32
+// tokens an expert has one block, and its tokens fit the bits of a word.
+constexpr bool makes_lists(int32_t num_tokens) {
+  return num_tokens <= 8 || num_tokens > 32;
+}
+
 enum class RouterWeightType { kBf16, kF32 };
 
 // Which experts this rank lists: [first_expert, first_expert + num_local).
@@ -82,9 +89,10 @@ inline constexpr int32_t kRouteDecodeTokens = 256;
 // share it must not overlap.
 size_t route_decode_workspace(int32_t num_tokens, int64_t hidden, int32_t num_experts);
 
-// Router GEMM, choice and lists for 1 .. kRouteDecodeTokens tokens: one launch, or two where its
-// blocks would not all fit on the GPU at once (many experts, f32 weights). f32 accumulation,
-// products exact, a fixed order of sums: a token's result does not depend on the others.
+// Router GEMM, choice and, where makes_lists(), lists for 1 .. kRouteDecodeTokens tokens: one
+// launch, or two where its blocks would not all fit on the GPU at once (many experts, f32 weights).
+// f32 accumulation, products exact, a fixed order of sums: a token's result does not depend on the
+// others.
 // NOTE: the one launch's blocks wait for each other. What runs beside it must end by itself.
 // NOTE: it lets the kernel behind it start after its own dependency wait, not before: the experts
 // read what the router waited for ahead of their own wait.

@@ -264,7 +264,8 @@ struct Tokens {
 };
 
 // Runs the kernels twice on one workspace (once with programmatic launch) and returns out [T, D].
-std::vector<float> run(const Layer& layer, const Tokens& tokens) {
+// Tokens from `live` on have no routed experts.
+std::vector<float> run(const Layer& layer, const Tokens& tokens, int live) {
   const Sizes& z = layer.sizes();
   DeviceArray<uint8_t> x(tokens.codes);
   DeviceArray<float> x_scale(tokens.scale);
@@ -278,20 +279,22 @@ std::vector<float> run(const Layer& layer, const Tokens& tokens) {
       {tokens.count, z.top_k, z.num_local, z.hidden, z.intermediate, z.shared_intermediate}));
   R1D_MUST(cudaMemset(workspace.data(), 0, workspace.bytes()));
   DeviceArray<uint16_t> out(static_cast<size_t>(tokens.count) * z.hidden);
+  DeviceArray<int32_t> num_live(std::vector<int32_t>{live});
+  const ListOptions options{
+      z.first_expert, z.num_local, live < tokens.count ? num_live.data() : nullptr};
   std::vector<uint16_t> first;
   for (const bool dependent : {false, true}) {
     out.poison();
-    EXPECT_EQ(list_experts(experts.data(),
-                           tokens.count,
-                           z.top_k,
-                           {z.first_expert, z.num_local, nullptr},
-                           lists,
-                           {nullptr, dependent}),
-              cudaSuccess);
+    if (makes_lists(tokens.count)) {
+      EXPECT_EQ(
+          list_experts(experts.data(), tokens.count, z.top_k, options, lists, {nullptr, dependent}),
+          cudaSuccess);
+    }
     EXPECT_EQ(moe_decode({x.data(), x_scale.data(), z.hidden, tokens.stride},
                          tokens.count,
-                         weights.data(),
+                         {experts.data(), weights.data()},
                          z.top_k,
+                         options,
                          lists,
                          layer.routed(),
                          layer.shared(),
@@ -305,6 +308,10 @@ std::vector<float> run(const Layer& layer, const Tokens& tokens) {
   }
   workspace.download();  // guards
   return from_bf16(first);
+}
+
+std::vector<float> run(const Layer& layer, const Tokens& tokens) {
+  return run(layer, tokens, tokens.count);
 }
 
 void check(const Layer& layer, const Tokens& tokens, int sample = 8) {
@@ -386,6 +393,24 @@ TEST(MoeDecodeTest, TokensWithoutALocalExpertGetTheSharedOneOrZeros) {
   }
 }
 
+TEST(MoeDecodeTest, PaddingTokensHaveNoRoutedExperts) {
+  R1D_NEEDS_GPU(90);
+  for (const int64_t intermediate : {128, 640}) {  // every form
+    const Sizes z{256, intermediate, 0, 16, 2, 16, 0};
+    const Layer layer(z);
+    for (const int count : {2, 8, 9, 32, 33, 256}) {
+      const Tokens tokens(z, count, 40 + count);
+      const std::vector<float> all = run(layer, tokens);
+      for (const int live : {0, 1, count - 1}) {
+        SCOPED_TRACE(testing::Message() << live << " of " << count << " tokens");
+        std::vector<float> want(all);
+        std::fill(want.begin() + live * z.hidden, want.end(), 0.0F);
+        EXPECT_TRUE(run(layer, tokens, live) == want);
+      }
+    }
+  }
+}
+
 TEST(MoeDecodeTest, R1ShardMatchesTheReference) {
   R1D_NEEDS_GPU(90);
   const Layer layer(kR1Shard);
@@ -431,7 +456,7 @@ TEST(MoeDecodeTest, RefusesWhatItDoesNotServe) {
     routed.intermediate = intermediate;
     routed.num_local = 4;
     return moe_decode(
-        {nullptr, nullptr, hidden, 4}, tokens, nullptr, 2, {}, routed, {}, nullptr, nullptr, {});
+        {nullptr, nullptr, hidden, 4}, tokens, {}, 2, {0, 4}, {}, routed, {}, nullptr, nullptr, {});
   };
   EXPECT_EQ(call(0, 256, 128), cudaSuccess);  // nothing to do
   EXPECT_EQ(call(257, 256, 128), cudaErrorInvalidValue);

@@ -54,6 +54,10 @@ absl::Status FeedForward::moe_decode(const PreparedMoe& weights,
   const Cost routing{.bytes = static_cast<double>(router_bytes + tokens * dims_.hidden_size * 2),
                      .flops = 2.0 * static_cast<double>(tokens * router.num_experts) *
                               static_cast<double>(dims_.hidden_size)};
+  const kernels::Routing chosen{.experts = experts_, .weights = weights_};
+  const kernels::ListOptions options{.first_expert = weights.first_expert,
+                                     .num_local = num_local,
+                                     .live_tokens = step_.live_tokens()};
   R1D_RETURN_IF_ERROR(launches_(Kind::kRouter, routing, [&](const Launch& launch) {
     return kernels::route_decode(weights.router.data,
                                  weights.router.dtype == DType::kF32
@@ -69,10 +73,8 @@ absl::Status FeedForward::moe_decode(const PreparedMoe& weights,
                                   .kept_groups = router.kept_groups,
                                   .normalize = router.normalize,
                                   .scaling_factor = router.scaling_factor},
-                                 {.first_expert = weights.first_expert,
-                                  .num_local = num_local,
-                                  .live_tokens = step_.live_tokens()},
-                                 {.experts = experts_, .weights = weights_},
+                                 options,
+                                 chosen,
                                  lists,
                                  route_workspace_,
                                  launch);
@@ -101,8 +103,9 @@ absl::Status FeedForward::moe_decode(const PreparedMoe& weights,
   return launches_(Kind::kExperts, cost, [&](const Launch& launch) {
     return kernels::moe_decode(rows,
                                count,
-                               weights_,
+                               chosen,
                                router.top_k,
+                               options,
                                lists,
                                routed,
                                shared,
