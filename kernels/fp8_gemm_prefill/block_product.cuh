@@ -6,6 +6,9 @@
 // Layout    layout.h: QuantizedRows for X (any number of rows), TiledMatrix or TiledGateUp for W.
 // Bound     flops: 2 M N K at 1.98 PFLOPS (H200 data sheet; the best public kernels reach 1.3 to
 //           1.43); for few rows an expert the bytes of W.
+//           Shared memory comes next: a step of a warpgroup's 64 x N reads (64 + N) 128 bytes, the
+//           copies write each byte once more, 128 bytes a clock: 640 clocks for 128 x 128, 832 for
+//           128 x 192, where the tensor cores want 512 and 768.
 // Launch    persistent, one block an SM: a producer warpgroup and two consumer warpgroups; shared
 //           memory (a ring of stages of 128 columns of K) sets the occupancy. Blocks walk items (a
 //           row tile x a column tile) with the grid's stride. In a cluster the blocks take either
@@ -41,7 +44,8 @@ template <int kRowGroupsOf,  // warpgroups along the rows of X
           int kClusterOf,  // blocks on adjacent row tiles that share each W tile by multicast
           int kPartsOf =
               1,  // blocks on adjacent column tiles that quantize a group of 128 together
-          bool kEngineStoresOf = false>  // kPlain: C leaves through the copy engine
+          bool kEngineStoresOf = false,  // kPlain: C leaves through the copy engine
+          int kRowTilesOf = 1>           // products of 64 rows a warpgroup and step
 struct BlockShape {
   static constexpr int kRowGroups = kRowGroupsOf;
   static constexpr int kColGroups = kColGroupsOf;
@@ -51,23 +55,31 @@ struct BlockShape {
   static constexpr int kCluster = kClusterOf;
   static constexpr int kParts = kPartsOf;
   static constexpr bool kEngineStores = kEngineStoresOf;
+  static constexpr int kRowTiles = kRowTilesOf;
   static constexpr int kBlocks = kCluster * kParts;  // in a launch's cluster
   static_assert(kCluster == 1 || kParts == 1);
-  static constexpr int kRows = kRowGroups * 64;
+  static constexpr int kGroupRows = kRowTiles * 64;
+  static constexpr int kRows = kRowGroups * kGroupRows;
   static constexpr int kCols = kColGroups * kGroupCols;
   static constexpr int kXBytes = kRows * 128;
   static constexpr int kWBytes = kCols * 128;
   static constexpr int kStageBytes = kXBytes + kWBytes;
   static constexpr int kConsumers = kRowGroups * kColGroups * kKGroups;
-  static_assert(kGroupCols <= 128, "registers for the sum and two partial products");
+  // A thread's sums and partial products: two of these, or one beside more sums.
+  static constexpr int kSums = kGroupRows * kGroupCols / 128;
+  static constexpr int kPartials = kSums <= 64 ? 2 : 1;
+  static_assert(kSums + kPartials * kGroupCols / 2 <= 192, "registers");
+  static_assert(kPartials == 2 || kKGroups == 1);
+  // Whether there may be narrow tiles of 64 columns.
+  static constexpr bool kNarrow = kPartials == 1 && kRowTiles == 1 && kColGroups == 1;
   static constexpr int kThreads = (kConsumers + 1) * 128;
   static_assert(kConsumers == 2, "the register budget is for two consumer warpgroups");
 
-  // Behind the stages: 2 KB a consumer warp to turn accumulators into rows, twice that where the
-  // copy engine may still read one half, row maxima or the sums of the second K group, and the
-  // barriers.
-  static constexpr int kWarpStagingBytes = kEngineStores ? 4096 : 2048;
-  static_assert(!kEngineStores || kGroupCols == 128);
+  // Behind the stages: 2 KB a consumer warp to turn accumulators into rows, as much for all of its
+  // columns where the copy engine reads them later, row maxima or the sums of the second K group,
+  // and the barriers.
+  static constexpr int kWarpStagingBytes = kEngineStores ? kGroupCols / 64 * 2048 : 2048;
+  static_assert(!kEngineStores || kGroupCols % 64 == 0);
   static constexpr int kStagingBytes = kWarpStagingBytes * kConsumers * 4;
   static constexpr int kJoinBytes = kKGroups == 2 ? kRows * kCols * 4 : 0;
   static constexpr int kMaxima = kParts * kColGroups * kRows;
@@ -112,8 +124,9 @@ struct Parameters {
   float* out_scale = nullptr;
   int64_t out_scale_stride = 0;
   // Items
-  int32_t row_units = 0;  // kDense: row tiles / cluster, rounded up
+  int32_t row_tiles = 0;  // kDense
   int32_t col_tiles = 0;
+  bool narrow = false;                // behind those, one of up to 64 columns a row tile
   const int4* tiles = nullptr;        // lists: expert, first row, rows
   const int32_t* totals = nullptr;    // lists: [0] tiles
   const int32_t* row_pair = nullptr;  // kGathered
@@ -163,7 +176,7 @@ inline cudaError_t encode_out(const Parameters& p, int64_t rows, XMaps* maps) {
 struct Item {
   int32_t expert;
   int32_t row;   // first row
-  int32_t rows;  // rows of the tile that exist; at most 0 in the second block of an odd last pair
+  int32_t rows;  // rows of the tile that exist
   int32_t col;   // first row of W
   bool shared;   // the blocks of the cluster take the same rows of W
 };
@@ -174,12 +187,12 @@ class Items {
  public:
   __device__ __forceinline__ Items(const Parameters& p, int32_t rank)
       : p_(p), rank_(rank), index_(blockIdx.x / Shape::kBlocks) {
-    tiles_ = kRowsKind == Rows::kDense ? p.row_units
+    tiles_ = kRowsKind == Rows::kDense ? p.row_tiles
                                        : (p.totals[0] + Shape::kCluster - 1) / Shape::kCluster;
     if (kAhead && index_ < tiles_ * p.col_tiles) ahead_ = p.tiles[row_tile()];
   }
   __device__ __forceinline__ bool take(Item& item) {
-    if (index_ >= tiles_ * p_.col_tiles) return false;
+    if (index_ >= tiles_ * (p_.col_tiles + (Shape::kNarrow && p_.narrow ? 1 : 0))) return false;
     if constexpr (kRowsKind == Rows::kDense) {
       item = dense_item();
     } else {
@@ -211,22 +224,35 @@ class Items {
     return Shape::kCluster == 1 ? row_tile()
                                 : min(row_tile() * Shape::kCluster + rank, p_.totals[0] - 1);
   }
-  // Bands of row tiles, so that the blocks of a wave share both X and W in L2.
-  __device__ __forceinline__ Item dense_item() const {
-    constexpr int32_t kBand = 16 / Shape::kCluster;
-    const int32_t band = index_ / (kBand * p_.col_tiles);
-    const int32_t inside = index_ - band * kBand * p_.col_tiles;
-    const int32_t height = min(kBand, tiles_ - band * kBand);
-    const int32_t unit = band * kBand + inside % height;
-    const int32_t row = (unit * Shape::kCluster + (Shape::kCluster > 1 ? rank_ : 0)) * Shape::kRows;
-    const int32_t col_tile = inside / height * Shape::kParts + (Shape::kParts > 1 ? rank_ : 0);
-    return {0, row, min(Shape::kRows, p_.rows - row), col_tile * Shape::kCols, true};
+  // Bands of row tiles, so that the blocks of a wave share both X and W in L2; narrow tiles last,
+  // where they make the shortest wave. Consumers come here between two tiles, so that there is a
+  // division in the last band alone.
+  __device__ __forceinline__ Item dense_item() {
+    static_assert(Shape::kCluster == 1);
+    constexpr int32_t kBand = 16;
+    const int32_t in_band = kBand * p_.col_tiles;
+    for (; index_ - band_first_ >= in_band && band_tile_ + kBand < tiles_; band_first_ += in_band)
+      band_tile_ += kBand;
+    const int32_t inside = index_ - band_first_;
+    const int32_t height = min(kBand, tiles_ - band_tile_);
+    int32_t across = inside / kBand;
+    if (height < kBand) across = inside / height;
+    int32_t tile = band_tile_ + inside - across * height;
+    if (Shape::kNarrow && index_ >= tiles_ * p_.col_tiles) {
+      across = p_.col_tiles;
+      tile = index_ - tiles_ * p_.col_tiles;
+    }
+    const int32_t row = tile * Shape::kRows;
+    const int32_t col_tile = across * Shape::kParts + (Shape::kParts > 1 ? rank_ : 0);
+    return {0, row, min(Shape::kRows, p_.rows - row), col_tile * Shape::kCols, false};
   }
 
   const Parameters& p_;
   int32_t rank_;
   int32_t index_;
   int32_t tiles_;
+  int32_t band_first_ = 0;  // item
+  int32_t band_tile_ = 0;   // its first row tile
   int4 ahead_;
 };
 
@@ -366,7 +392,7 @@ __device__ __forceinline__ void produce_tiles(const Parameters& p,
     // A box that lies mostly beyond the last row costs more time than one half its size.
     const bool half = item.rows <= Shape::kRows / 2;
     const CUtensorMap& map = half ? maps.half : maps.whole;
-    const bool no_rows = kRowsKind == Rows::kGathered || item.rows <= 0;
+    const bool no_rows = kRowsKind == Rows::kGathered;
     const int32_t x_bytes = no_rows ? 0 : half ? Shape::kXBytes / 2 : Shape::kXBytes;
     const uint32_t bytes = x_bytes + w_bytes<Shape>(p, item);
 #pragma unroll 1
@@ -449,6 +475,8 @@ __device__ __forceinline__ void produce_gathered(const Parameters& p,
   Items<Shape, kRowsKind> items(p, rank);
   Item item;
   while (items.take(item)) {
+    // The second half of a tile's rows may not be wanted.
+    const bool whole = item.rows > 64;
     const uint8_t* from[kRowsEach];
 #pragma unroll
     for (int i = 0; i < kRowsEach; ++i)
@@ -464,7 +492,9 @@ __device__ __forceinline__ void produce_gathered(const Parameters& p,
         mbarrier_wait(empty, ring.phase ^ 1);
         const uint32_t row = to + ring.stage * Shape::kStageBytes;
 #pragma unroll
-        for (int i = 0; i < kRowsEach; ++i) cp_async_16(row + i * 1024, from[i] + j * 128);
+        for (int i = 0; i < kRowsEach; ++i) {
+          if (i < 8 || whole) cp_async_16(row + i * 1024, from[i] + j * 128);
+        }
         cp_async_commit();
         if (++in_flight == kMostInFlight) announce_oldest();
         ring.advance(Shape::kStages);
@@ -486,16 +516,18 @@ struct Place {
   int32_t k_group;
   int32_t warp;  // in its warpgroup
   int32_t lane;
-  __device__ __forceinline__ explicit Place(int32_t thread) {
-    const int32_t group = thread / 128;
+  __device__ __forceinline__ Place(int32_t warp_in_block, int32_t lane_in_warp) {
+    const int32_t group = warp_in_block / 4;
     row_group = Shape::kRowGroups == 2 ? group : 0;
     col_group = Shape::kColGroups == 2 ? group : 0;
     k_group = Shape::kKGroups == 2 ? group : 0;
-    warp = thread / 32 % 4;
-    lane = thread % 32;
+    warp = warp_in_block % 4;
+    lane = lane_in_warp;
   }
-  // Row in the tile of the warp's 16-row strip.
-  __device__ __forceinline__ int32_t strip_row() const { return row_group * 64 + warp * 16; }
+  // Row in the block's tile of the warp's 16-row strip of a row tile.
+  __device__ __forceinline__ int32_t strip_row(int row_tile = 0) const {
+    return row_group * Shape::kGroupRows + row_tile * 64 + warp * 16;
+  }
 };
 
 // Gives a stage back, to every block that copies into it. A cluster-wide release would cost a fence
@@ -518,19 +550,22 @@ struct Scales {
   using W = WScales<Shape, kGateUp>;
   float x[2];
   float w[W::kLocal];
-  __device__ __forceinline__ void read(const float* from, const Place<Shape>& place) {
-    const float* rows = from + place.strip_row() + place.lane / 4;
+  __device__ __forceinline__ void read(const float* from,
+                                       const Place<Shape>& place,
+                                       int row_tile = 0) {
+    const float* rows = from + place.strip_row(row_tile) + place.lane / 4;
     x[0] = rows[0];
     x[1] = rows[8];
     const float* cols = from + Shape::kRows + W::first(place.col_group);
 #pragma unroll
     for (int i = 0; i < W::kLocal; ++i) w[i] = cols[i];
   }
-  // sum += scales * part
-  __device__ __forceinline__ void promote(const float (&part)[Shape::kGroupCols / 2],
+  // sum += scales * part, for as many columns as part has
+  template <int kValues>
+  __device__ __forceinline__ void promote(const float (&part)[kValues],
                                           float (&sum)[Shape::kGroupCols / 2]) const {
 #pragma unroll
-    for (int j = 0; j < Shape::kGroupCols / 8; ++j) {
+    for (int j = 0; j < kValues / 4; ++j) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const float f = x[h] * w[W::of(j)];
@@ -626,6 +661,49 @@ __device__ __forceinline__ void multiply(const Parameters& p,
   }
 }
 
+// The same with one partial product, for more sums: a warpgroup promotes while the other one
+// multiplies. They fall into turns by themselves as long as each issues its four products in one
+// go: where they wait between two, the other's slip in, both end at once, and the tensor cores wait
+// for both promotions.
+template <class Shape, bool kGathers, bool kGateUp, int kCols>
+__device__ __forceinline__ void multiply_large(
+    const Parameters& p,
+    const Item& item,
+    const Place<Shape>& place,
+    const Shared<Shape>& shared,
+    Ring& ring,
+    float (&sum)[Shape::kRowTiles][Shape::kGroupCols / 2]) {
+  const uint32_t a = descriptor_low(shared.x(0) + place.row_group * Shape::kGroupRows * 128);
+  const uint32_t b = descriptor_low(shared.w(0) + place.col_group * Shape::kGroupCols * 128);
+  const int32_t last =
+      item.rows > place.row_group * Shape::kGroupRows + 64 ? Shape::kRowTiles - 1 : 0;
+  Scales<Shape, kGateUp> scales;
+  float part[kCols / 2];
+  bool ready = false;
+#pragma unroll 1
+  for (int32_t k = 0; k < p.k_blocks; ++k) {
+    if (!ready) mbarrier_wait(&shared.full[ring.stage], ring.phase);
+    // cp.async writes through another proxy than wgmma reads.
+    if constexpr (kGathers) fence_async_shared();
+    const int32_t stage = ring.stage;
+    const uint32_t at = stage * (Shape::kStageBytes / 16);
+#pragma unroll
+    for (int i = 0; i < Shape::kRowTiles; ++i) {
+      scales.read(shared.scales(stage), place, i);
+      start<kCols>(part, a + at + i * (64 * 128 / 16), b + at);
+      wgmma_wait<0>();
+      wgmma_fence_registers(part);
+      if (i == last) {
+        release<Shape>(shared, stage, place.lane);
+        ring.advance(Shape::kStages);
+        ready = mbarrier_test(&shared.full[ring.stage], ring.phase);
+      }
+      scales.promote(part, sum[i]);
+      if (i == last) break;
+    }
+  }
+}
+
 // ---- reduce ------------------------------------------------------------------------------------
 
 // The second K group hands its sums to the first, which alone stores.
@@ -695,9 +773,9 @@ __device__ __forceinline__ void store_rows(
   }
 }
 
-// The copy engine takes a warp's strip from its staging, 64 columns from each half, and the warp
+// The copy engine takes a warp's strip from its staging, 64 columns from every 2 KB, and the warp
 // goes on to its next item meanwhile.
-template <typename Value>
+template <int kParts, typename Value>
 __device__ __forceinline__ void store_by_engine(const CUtensorMap& map,
                                                 int32_t cols,
                                                 int32_t lane,
@@ -708,7 +786,7 @@ __device__ __forceinline__ void store_by_engine(const CUtensorMap& map,
   if (lane == 0) bulk_store_wait_read<0>();
   __syncwarp();
 #pragma unroll
-  for (int part = 0; part < 2; ++part) {
+  for (int part = 0; part < kParts; ++part) {
     stage_rows<8>(smem_address(staging + part * 2048), lane, [&](int j, int h) {
       return value(part * 8 + j, h);
     });
@@ -716,8 +794,10 @@ __device__ __forceinline__ void store_by_engine(const CUtensorMap& map,
   fence_async_shared();
   __syncwarp();
   if (lane == 0) {
-    tensor_store_2d(&map, staging, col, row);
-    if (cols > 64) tensor_store_2d(&map, staging + 2048, col + 64, row);
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      if (part * 64 < cols) tensor_store_2d(&map, staging + part * 2048, col + part * 64, row);
+    }
     bulk_store_commit();
   }
 }
@@ -728,10 +808,11 @@ __device__ __forceinline__ void store_plain(const Parameters& p,
                                             const Item& item,
                                             const Place<Shape>& place,
                                             uint8_t* staging,
+                                            int row_tile,
                                             const float (&sum)[Shape::kGroupCols / 2]) {
   constexpr int kBlocks = Shape::kGroupCols % 64 == 0 ? 8 : 4;  // 8-column blocks at a time
-  const int32_t rows = item.rows - place.strip_row();
-  const int32_t row = item.row + place.strip_row();
+  const int32_t rows = item.rows - place.strip_row(row_tile);
+  const int32_t row = item.row + place.strip_row(row_tile);
   const int32_t first_col = item.col + place.col_group * Shape::kGroupCols;
   if (rows <= 0 || first_col >= p.w_rows) return;
   const auto value = [&](int j, int h) {
@@ -740,7 +821,8 @@ __device__ __forceinline__ void store_plain(const Parameters& p,
   if constexpr (Shape::kEngineStores) {
     // The engine stops at the last row of the matrix, but not at an expert's.
     if (kRowsKind == Rows::kDense || rows >= 16) {
-      return store_by_engine(map, p.w_rows - first_col, place.lane, staging, first_col, row, value);
+      return store_by_engine<Shape::kGroupCols / 64>(
+          map, p.w_rows - first_col, place.lane, staging, first_col, row, value);
     }
     if (place.lane == 0) bulk_store_wait_read<0>();
   }
@@ -857,43 +939,50 @@ struct Maxima {
   }
 };
 
+// Turns the sums into h and tells the largest magnitude of its part of every row.
 template <class Shape>
-__device__ __forceinline__ void store_swiglu_quantized(const Parameters& p,
-                                                       const Item& item,
-                                                       const Place<Shape>& place,
-                                                       const Maxima<Shape>& maxima,
-                                                       uint8_t* staging,
-                                                       float (&sum)[Shape::kGroupCols / 2]) {
-  constexpr int kBlocks = Shape::kGroupCols / 16;  // 8-column blocks of h
-  constexpr int kRowBytes = kBlocks * 8;
-  static_assert(Shape::kCols * Shape::kParts == 256);
-  maxima.open();
+__device__ __forceinline__ void write_maxima(const Place<Shape>& place,
+                                             const Maxima<Shape>& maxima,
+                                             int row_tile,
+                                             float (&sum)[Shape::kGroupCols / 2]) {
   apply_swiglu(sum);
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     float m = 0;
 #pragma unroll
-    for (int b = 0; b < kBlocks; ++b) {
+    for (int b = 0; b < Shape::kGroupCols / 16; ++b) {
       m = fmaxf(m, fmaxf(fabsf(sum[8 * b + 2 * h]), fabsf(sum[8 * b + 2 * h + 1])));
     }
     m = fmaxf(m, __shfl_xor_sync(~0U, m, 1));
     m = fmaxf(m, __shfl_xor_sync(~0U, m, 2));
-    maxima.write(place, place.strip_row() + 8 * h + place.lane / 4, m);
+    maxima.write(place, place.strip_row(row_tile) + 8 * h + place.lane / 4, m);
   }
-  maxima.wait();
+}
+
+template <class Shape>
+__device__ __forceinline__ void store_quantized(const Parameters& p,
+                                                const Item& item,
+                                                const Place<Shape>& place,
+                                                const Maxima<Shape>& maxima,
+                                                uint8_t* staging,
+                                                int row_tile,
+                                                const float (&sum)[Shape::kGroupCols / 2]) {
+  constexpr int kBlocks = Shape::kGroupCols / 16;  // 8-column blocks of h
+  constexpr int kRowBytes = kBlocks * 8;
+  const int32_t strip = place.strip_row(row_tile);
   const int32_t group = item.col / 256;
   const int32_t col = (item.col + place.col_group * Shape::kGroupCols) / 2;  // of h
-  const int32_t rows = item.rows - place.strip_row();
+  const int32_t rows = item.rows - strip;
   if (rows <= 0) return;
   __syncwarp();
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const int32_t row = 8 * h + place.lane / 4;
-    const float m = maxima.read(place.strip_row() + row);
+    const float m = maxima.read(strip + row);
     const float scale = m > 0 ? m / 448.0F : 1.0F;
     const float inverse = 1.0F / scale;
     if (col % 128 == 0 && place.lane % 4 == 0 && row < rows) {
-      p.out_scale[group * p.out_scale_stride + item.row + place.strip_row() + row] = scale;
+      p.out_scale[group * p.out_scale_stride + item.row + strip + row] = scale;
     }
 #pragma unroll
     for (int b = 0; b < kBlocks; ++b) {
@@ -910,12 +999,29 @@ __device__ __forceinline__ void store_swiglu_quantized(const Parameters& p,
   for (int i = place.lane; i < 16 * kChunks; i += 32) {
     const int32_t row = i / kChunks;
     const int32_t chunk = i % kChunks;
-    uint8_t* to = p.out_data +
-                  (item.row + place.strip_row() + row) * static_cast<int64_t>(p.w_rows / 2) + col +
+    uint8_t* to = p.out_data + (item.row + strip + row) * static_cast<int64_t>(p.w_rows / 2) + col +
                   chunk * 16;
     if (row < rows)
       *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(staging + i * 16);
   }
+}
+
+template <class Shape>
+__device__ __forceinline__ void store_swiglu_quantized(
+    const Parameters& p,
+    const Item& item,
+    const Place<Shape>& place,
+    const Maxima<Shape>& maxima,
+    uint8_t* staging,
+    float (&sum)[Shape::kRowTiles][Shape::kGroupCols / 2]) {
+  static_assert(Shape::kCols * Shape::kParts == 256);
+  maxima.open();
+#pragma unroll
+  for (int i = 0; i < Shape::kRowTiles; ++i) write_maxima<Shape>(place, maxima, i, sum[i]);
+  maxima.wait();
+#pragma unroll
+  for (int i = 0; i < Shape::kRowTiles; ++i)
+    store_quantized<Shape>(p, item, place, maxima, staging, i, sum[i]);
 }
 
 #endif  // R1D_SM90
@@ -949,7 +1055,10 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   grid_dependency_wait();
   grid_launch_dependents();
 
-  if (threadIdx.x >= kConsumerThreads) {
+  // Uniform, and known to be: only then does the compiler keep descriptors in uniform registers.
+  // Elsewhere each product waits for four moves there.
+  const int32_t warp = __shfl_sync(~0U, threadIdx.x / 32, 0);
+  if (warp >= Shape::kConsumers * 4) {
     registers_lower<kGathers ? 56 : 40>();
     const int32_t thread = threadIdx.x - kConsumerThreads;
     if (thread == 0) {
@@ -962,23 +1071,34 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     __syncwarp();
   } else {
     registers_raise<kGathers ? 224 : 232>();
-    const Place<Shape> place(threadIdx.x);
-    uint8_t* staging = shared.staging + threadIdx.x / 32 * Shape::kWarpStagingBytes;
+    const Place<Shape> place(warp, threadIdx.x % 32);
+    uint8_t* staging = shared.staging + warp * Shape::kWarpStagingBytes;
     Ring ring;
     int32_t turn = 0;
     Items<Shape, kRowsKind> items(p, rank);
     Item item;
     while (items.take(item)) {
-      float sum[Shape::kGroupCols / 2] = {};
-      multiply<Shape, kGathers, kGateUp>(p, place, shared, ring, sum);
+      float sum[Shape::kRowTiles][Shape::kGroupCols / 2] = {};
+      if constexpr (Shape::kPartials == 1) {
+        if (Shape::kNarrow && p.w_rows - item.col <= 64) {
+          multiply_large<Shape, kGathers, kGateUp, 64>(p, item, place, shared, ring, sum);
+        } else {
+          multiply_large<Shape, kGathers, kGateUp, Shape::kGroupCols>(
+              p, item, place, shared, ring, sum);
+        }
+      } else {
+        multiply<Shape, kGathers, kGateUp>(p, place, shared, ring, sum[0]);
+      }
       if constexpr (Shape::kKGroups == 2) {
-        join_k_groups<Shape>(place, shared, sum);
+        join_k_groups<Shape>(place, shared, sum[0]);
         if (place.k_group == 1) continue;
       }
       if constexpr (kOutput == Output::kPlain) {
-        store_plain<Shape, kRowsKind>(p, maps.out, item, place, staging, sum);
+#pragma unroll
+        for (int i = 0; i < Shape::kRowTiles; ++i)
+          store_plain<Shape, kRowsKind>(p, maps.out, item, place, staging, i, sum[i]);
       } else if constexpr (kOutput == Output::kSwiGluBf16) {
-        store_swiglu_bf16<Shape>(p, item, place, staging, sum);
+        store_swiglu_bf16<Shape>(p, item, place, staging, sum[0]);
       } else {
         store_swiglu_quantized<Shape>(
             p, item, place, Maxima<Shape>(shared, turn++, rank), staging, sum);

@@ -15,9 +15,9 @@ using prefill::Rows;
 constexpr int32_t kSms = 132;  // of an H100 or H200; another count costs speed alone
 
 //                          groups: rows cols K, columns, stages, cluster, parts, engine stores
-// For a short K, where stores weigh most, and for a long one.
+// For some hundred tokens and a short K, and for many tokens.
 using Block128x128 = BlockShape<2, 1, 1, 128, 5, 1, 1, true>;
-using Block128x128Pair = BlockShape<2, 1, 1, 128, 6, 2>;
+using Block128x192 = BlockShape<2, 1, 1, 192, 4, 1, 1, true>;
 using Block64x64 = BlockShape<1, 2, 1, 32, 12, 1>;
 using Block64x64HalfK = BlockShape<1, 1, 2, 64, 11, 1>;
 using Block64x32HalfK = BlockShape<1, 1, 2, 32, 14, 1>;
@@ -34,8 +34,8 @@ struct TimedTile {
   double store_us;
 };
 constexpr TimedTile kTiles[] = {
-    {{128, 128, 2, 1}, 0.395, 1.35},
-    {{128, 128, 1, 1}, 0.413, 0.76},
+    {{128, 192, 1, 1}, 0.564, 1.1},
+    {{128, 128, 1, 1}, 0.41, 0.87},
     {{64, 64, 1, 1}, 0.19, 0.8},
     {{64, 64, 1, 2}, 0.17, 1.0},
     {{64, 32, 1, 2}, 0.155, 0.8},
@@ -60,9 +60,11 @@ cudaError_t launch_shape(Parameters p, const QuantizedRows& x, const Launch& lau
   if (error == cudaSuccess && kOutput == Output::kPlain && Shape::kEngineStores)
     error = prefill::encode_out(p, p.rows, &maps);
   if (error != cudaSuccess) return error;
-  p.row_units = static_cast<int32_t>(ceil_div(p.rows, Shape::kRows * Shape::kCluster));
-  p.col_tiles = static_cast<int32_t>(ceil_div(p.w_rows, Shape::kCols * Shape::kParts));
-  const int64_t units = int64_t{p.row_units} * p.col_tiles;
+  p.row_tiles = static_cast<int32_t>(ceil_div(p.rows, Shape::kRows));
+  p.narrow = Shape::kNarrow && p.w_rows % Shape::kCols == 64;
+  p.col_tiles =
+      static_cast<int32_t>(ceil_div(p.w_rows, Shape::kCols * Shape::kParts)) - (p.narrow ? 1 : 0);
+  const int64_t units = int64_t{p.row_tiles} * (p.col_tiles + (p.narrow ? 1 : 0));
   if (units >= 1 << 30) return cudaErrorInvalidValue;
   const auto blocks =
       static_cast<unsigned>(std::min<int64_t>(units, kSms / Shape::kBlocks) * Shape::kBlocks);
@@ -140,7 +142,7 @@ cudaError_t fp8_gemm_prefill(const TiledMatrix& weight,
     return tile.block_rows == rows && tile.block_cols == cols && tile.cluster == cluster &&
            tile.k_groups == k_groups;
   };
-  if (is(128, 128, 2, 1)) return launch_shape<Block128x128Pair, Output::kPlain>(p, x, launch);
+  if (is(128, 192, 1, 1)) return launch_shape<Block128x192, Output::kPlain>(p, x, launch);
   if (is(128, 128, 1, 1)) return launch_shape<Block128x128, Output::kPlain>(p, x, launch);
   if (is(64, 64, 1, 1)) return launch_shape<Block64x64, Output::kPlain>(p, x, launch);
   if (is(64, 64, 1, 2)) return launch_shape<Block64x64HalfK, Output::kPlain>(p, x, launch);
