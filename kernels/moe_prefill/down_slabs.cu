@@ -167,10 +167,10 @@ __device__ __forceinline__ void multiply(const Slabs& p,
                                          const Shared& shared,
                                          int32_t index,
                                          int32_t slab,
+                                         int32_t warp,
                                          const uint8_t* w,
                                          __nv_bfloat16* y) {
   const int4 tile = shared.tiles[index];
-  const int32_t warp = threadIdx.x / 32 % 4;
   const int32_t lane = threadIdx.x % 32;
   float first[kCols / 2];
   float second[kCols / 2];
@@ -219,8 +219,11 @@ __device__ __forceinline__ void multiply(const Slabs& p,
   }
 }
 
-__device__ __forceinline__ void write_slabs(const Slabs& p, const Shared& shared, int32_t tiles) {
-  const int32_t group = threadIdx.x / 128;
+__device__ __forceinline__ void write_slabs(const Slabs& p,
+                                            const Shared& shared,
+                                            int32_t tiles,
+                                            int32_t warp) {
+  const int32_t group = warp / 4;
   const int32_t lane = threadIdx.x % 32;
   Ring ring;
   const auto give_back = [&] {
@@ -236,17 +239,18 @@ __device__ __forceinline__ void write_slabs(const Slabs& p, const Shared& shared
     int32_t expert = -1;
 #pragma unroll 1
     for (int32_t i = 0; i < tiles; ++i) {
-      if (shared.tiles[i].x != expert) {
+      const int32_t its = __shfl_sync(~0U, shared.tiles[i].x, 0);  // uniform, and known to be
+      if (its != expert) {
         if (expert >= 0) give_back();
-        expert = shared.tiles[i].x;
+        expert = its;
         mbarrier_wait(&shared.full[ring.stage], ring.phase);
       }
       if ((i + s) % kProductGroups != group) continue;  // in turns, also over slabs
-      multiply(p, shared, i, s, shared.w + ring.stage * kWBytes, y);
+      multiply(p, shared, i, s, warp % 4, shared.w + ring.stage * kWBytes, y);
     }
     if (expert >= 0) give_back();
     __syncwarp();
-    if (lane == 0) add_release_shared(&shared.counts->warps[threadIdx.x / 32]);
+    if (lane == 0) add_release_shared(&shared.counts->warps[warp]);
   }
 }
 
@@ -447,10 +451,10 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   int32_t* const done = p.lists.progress;
   int32_t* const freed = done + kMostSlabs;
-  const int32_t warp = threadIdx.x / 32;
+  const int32_t warp = __shfl_sync(~0U, threadIdx.x / 32, 0);  // known to be uniform
   if (warp < kProductWarps) {
     registers_raise<112>();
-    write_slabs(p, shared, tiles);
+    write_slabs(p, shared, tiles, warp);
   } else if (warp < kProductWarps + kSumWarps) {
     registers_raise<112>();
     sum_slabs(p, shared.counts);
