@@ -112,10 +112,15 @@ void bench(const Layer& layer, int32_t tokens, double gate_up_public_us, double 
   DeviceArray<int32_t> row_pair(pairs);
   DeviceArray<int32_t> pair_row(pairs);
   DeviceArray<int32_t> tiles(moe_max_tiles(tokens, kSlots, kExperts) * 4);
-  DeviceArray<int32_t> totals(2);
+  DeviceArray<int32_t> wide_tiles(moe_max_wide_tiles(tokens, kSlots, kExperts) * 4);
+  DeviceArray<int32_t> totals(3);
   DeviceArray<int32_t> progress(kMoeProgress, 0);
-  const PairLists lists{
-      row_pair.data(), pair_row.data(), tiles.data(), totals.data(), progress.data()};
+  const PairLists lists{row_pair.data(),
+                        pair_row.data(),
+                        tiles.data(),
+                        wide_tiles.data(),
+                        totals.data(),
+                        progress.data()};
   const QuantizedRows x{x_data.data(), x_scale.data(), kDim, tokens};
   const QuantizedRows h{h_data.data(), h_scale.data(), i, pairs};
 

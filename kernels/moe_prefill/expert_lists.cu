@@ -27,6 +27,7 @@ struct ListsShared {
   int32_t rows[kWarps][kExperts];  // counts, then the first row of each warp and expert
   int32_t totals[kExperts];        // of this CTA
   int32_t scan[8];
+  int32_t full_tiles;  // wide ones with more than 64 rows, of all experts
 };
 
 // Exclusive prefix sum over the first 256 threads of a block of 1024; every thread calls it.
@@ -122,6 +123,12 @@ __global__ void __launch_bounds__(1024, 1) expert_lists(const int32_t* experts,
   const int32_t tiles = (total + kMoeTileRows - 1) / kMoeTileRows;
   const int32_t first_row = prefix_256(total, shared.scan);
   const int32_t first_tile = prefix_256(tiles, shared.scan);
+  // Wide tiles: what is left behind the last full one makes a small one.
+  const int32_t full = (total + kMoeWideRows / 2 - 1) / kMoeWideRows;
+  const int32_t small = total > full * kMoeWideRows ? 1 : 0;
+  const int32_t first_full = prefix_256(full, shared.scan);
+  if (thread == kExperts - 1) shared.full_tiles = first_full + full;
+  const int32_t first_small = prefix_256(small, shared.scan);
   if (thread < kExperts) {
     for (int32_t w = 0; w < kWarps; ++w) shared.rows[w][thread] += first_row + before;
     // The CTAs share the tiles.
@@ -130,9 +137,16 @@ __global__ void __launch_bounds__(1024, 1) expert_lists(const int32_t* experts,
       reinterpret_cast<int4*>(lists.tiles)[first_tile + m] =
           make_int4(thread, first_row + row, min(kMoeTileRows, total - row), 0);
     }
+    for (int32_t m = rank; m < full + small; m += kCluster) {
+      const int32_t row = m * kMoeWideRows;
+      const int32_t place = m < full ? first_full + m : shared.full_tiles + first_small;
+      reinterpret_cast<int4*>(lists.wide_tiles)[place] =
+          make_int4(thread, first_row + row, min(kMoeWideRows, total - row), 0);
+    }
     if (rank == 0 && thread == kExperts - 1) {
       lists.totals[0] = first_tile + tiles;
       lists.totals[1] = first_row + total;
+      lists.totals[2] = shared.full_tiles + first_small + small;
     }
   }
   __syncthreads();
@@ -155,6 +169,11 @@ __global__ void __launch_bounds__(1024, 1) expert_lists(const int32_t* experts,
 int64_t moe_max_tiles(int64_t tokens, int32_t k, int32_t num_local) {
   const int64_t pairs = tokens * k;
   return std::min(pairs, pairs / kMoeTileRows + num_local);
+}
+
+int64_t moe_max_wide_tiles(int64_t tokens, int32_t k, int32_t num_local) {
+  const int64_t pairs = tokens * k;
+  return std::min(pairs, pairs / kMoeWideRows + num_local);
 }
 
 cudaError_t moe_expert_lists(const int32_t* experts,

@@ -28,13 +28,15 @@ constexpr int32_t kSms = 132;  // of an H100 or H200; another count costs speed 
 constexpr int32_t kMaxSlots = 16;
 constexpr int32_t kCombineThreads = 128;
 
-//                         groups: rows cols K, columns, stages, cluster, parts, engine stores
+//                         groups: rows cols K, columns, stages, cluster, parts, engine stores, row
+//                         tiles
 using Block64x256 = BlockShape<1, 2, 1, 128, 5, 1>;
-using Pair64x256 = BlockShape<1, 2, 1, 128, 5, 2>;  // neighbours in the list share W
+using Pair128x256 = BlockShape<1, 2, 1, 128, 4, 2, 1, false, 2>;  // neighbours share W
 using DownBlock = BlockShape<1, 2, 1, 128, 4, 1, 1, true>;
 static_assert(Block64x256::kRows == kMoeTileRows && DownBlock::kRows == kMoeTileRows);
-// From so many tokens on most neighbours are of one expert.
-constexpr int32_t kFewestPairTokens = 4096;
+static_assert(Pair128x256::kRows == kMoeWideRows);
+// From so many tokens on most wide tiles have more than 64 rows.
+constexpr int32_t kFewestWideTokens = 4096;
 constexpr int32_t kBlockCols = 256;  // moe_down_combine's unit
 
 bool served_rows(int64_t tokens, int32_t k, int64_t rows, int64_t cols) {
@@ -143,10 +145,12 @@ cudaError_t moe_gate_up(const ExpertGateUp& weight,
   p.out_scale = h.scale;
   p.out_scale_stride = h.scale_stride;
   p.col_tiles = p.w_rows / Block64x256::kCols;
-  if (tokens >= kFewestPairTokens) {
-    Grid grid = product_grid(pairs, p.col_tiles);
+  if (tokens >= kFewestWideTokens) {
+    p.tiles = reinterpret_cast<const int4*>(lists.wide_tiles);
+    p.totals = lists.totals + 2;
+    Grid grid = product_grid<Pair128x256>(pairs, p.col_tiles);
     grid.cluster = 2;
-    return enqueue(prefill::block_product<Pair64x256, Rows::kGathered, Output::kSwiGluQuantized>,
+    return enqueue(prefill::block_product<Pair128x256, Rows::kGathered, Output::kSwiGluQuantized>,
                    grid,
                    launch,
                    prefill::XMaps{},

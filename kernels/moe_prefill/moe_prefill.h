@@ -25,6 +25,8 @@ namespace r1d::kernels {
 
 // Most rows of one tile of the grouped products.
 inline constexpr int32_t kMoeTileRows = 64;
+// The same of those that gate_up takes where an expert has many rows.
+inline constexpr int32_t kMoeWideRows = 128;
 // Counts of moe_down_slabs.
 inline constexpr int32_t kMoeProgress = 257;
 
@@ -32,15 +34,18 @@ inline constexpr int32_t kMoeProgress = 257;
 // expert are contiguous and in pair order (pair = token * k + slot). Owned by the caller, device
 // memory, 16-byte aligned.
 struct PairLists {
-  int32_t* row_pair = nullptr;  // [T * k] pair of each row; rows beyond the total are not written
-  int32_t* pair_row = nullptr;  // [T * k] row of each pair, -1 for an expert of another rank
-  int32_t* tiles = nullptr;     // [moe_max_tiles, 4] local expert, first row, rows (1 .. 64), 0
-  int32_t* totals = nullptr;    // [2] number of tiles, number of rows
-  int32_t* progress = nullptr;  // [kMoeProgress] zeroed once; moe_down_slabs leaves zeros
+  int32_t* row_pair = nullptr;    // [T * k] pair of each row; rows beyond the total are not written
+  int32_t* pair_row = nullptr;    // [T * k] row of each pair, -1 for an expert of another rank
+  int32_t* tiles = nullptr;       // [moe_max_tiles, 4] local expert, first row, rows (1 .. 64), 0
+  int32_t* wide_tiles = nullptr;  // [moe_max_wide_tiles, 4] the same with up to 128 rows; those
+                                  // with more than 64 come first
+  int32_t* totals = nullptr;      // [3] number of tiles, number of rows, number of wide tiles
+  int32_t* progress = nullptr;    // [kMoeProgress] zeroed once; moe_down_slabs leaves zeros
 };
 
 // Tiles that lists of up to this many tokens may hold.
 [[nodiscard]] int64_t moe_max_tiles(int64_t tokens, int32_t k, int32_t num_local);
+[[nodiscard]] int64_t moe_max_wide_tiles(int64_t tokens, int32_t k, int32_t num_local);
 
 // experts [tokens, k] i32: ids of all ranks' experts; this rank holds first_expert .. first_expert
 // + num_local - 1. A negative id is no expert. tokens * k below 2^24, num_local 1 to 256. One

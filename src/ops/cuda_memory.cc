@@ -180,6 +180,7 @@ void add_tiled_experts(const Sizes& s, int64_t chunk, Pieces& arena) {
   constexpr int64_t kRouterSlots = 32;     // kernels/router/choice.cuh: kMaxTopK
   constexpr int64_t kBlockBytes = 16;      // ExpertBlock
   constexpr int64_t kTileRows = 64;        // kMoeTileRows
+  constexpr int64_t kWideRows = 128;       // kMoeWideRows
   constexpr int64_t kProgress = 257;       // kMoeProgress
   const int64_t experts = s.dims.router.num_experts;
   const int64_t top_k = s.dims.router.top_k;
@@ -195,7 +196,8 @@ void add_tiled_experts(const Sizes& s, int64_t chunk, Pieces& arena) {
   arena.take(pairs, kI32);
   arena.take(pairs, kI32);
   arena.take(4 * std::min(pairs, pairs / kTileRows + experts), kI32);
-  arena.take(2, kI32);
+  arena.take(4 * std::min(pairs, pairs / kWideRows + experts), kI32);
+  arena.take(3, kI32);
   arena.take(kProgress, kI32);
   arena.take_quantized(pairs, round_up(s.dims.max_intermediate, 128));
 }

@@ -38,17 +38,24 @@ class Lists {
         row_pair_(experts.size()),
         pair_row_(experts.size()),
         tiles_(moe_max_tiles(tokens, k, num_local) * 4),
-        totals_(2),
+        wide_tiles_(moe_max_wide_tiles(tokens, k, num_local) * 4),
+        totals_(3),
         progress_(kMoeProgress, 0) {
     R1D_MUST(
         moe_expert_lists(experts_device_.data(), tokens, k, first_expert, num_local, device(), {}));
     row_pair = row_pair_.download();
     pair_row = pair_row_.download();
     tiles = tiles_.download();
+    wide_tiles = wide_tiles_.download();
     totals = totals_.download();
   }
   PairLists device() {
-    return {row_pair_.data(), pair_row_.data(), tiles_.data(), totals_.data(), progress_.data()};
+    return {row_pair_.data(),
+            pair_row_.data(),
+            tiles_.data(),
+            wide_tiles_.data(),
+            totals_.data(),
+            progress_.data()};
   }
   void expect_no_progress() const {
     EXPECT_EQ(progress_.download(), std::vector<int32_t>(kMoeProgress));
@@ -83,8 +90,31 @@ class Lists {
     }
     ASSERT_EQ(totals[0], static_cast<int32_t>(tile));
     ASSERT_EQ(totals[1], row);
+    check_wide(pairs);
     for (size_t i = row; i < row_pair.size(); ++i)
       ASSERT_EQ(row_pair[i], -1) << "wrote beyond the rows";
+  }
+
+  // Wide tiles: first those with more than 64 rows, then the others, each by expert.
+  void check_wide(const std::vector<std::vector<int32_t>>& pairs) const {
+    size_t tile = 0;
+    for (const bool full : {true, false}) {
+      int32_t row = 0;
+      for (int32_t e = 0; e < num_local_; ++e) {
+        const auto count = static_cast<int32_t>(pairs[e].size());
+        for (int32_t begin = 0; begin < count; begin += kMoeWideRows) {
+          const int32_t rows = std::min(kMoeWideRows, count - begin);
+          if ((rows > kMoeWideRows / 2) != full) continue;
+          ASSERT_LT(tile * 4, wide_tiles.size());
+          ASSERT_EQ(wide_tiles[tile * 4], e) << tile;
+          ASSERT_EQ(wide_tiles[tile * 4 + 1], row + begin) << tile;
+          ASSERT_EQ(wide_tiles[tile * 4 + 2], rows) << tile;
+          ++tile;
+        }
+        row += count;
+      }
+    }
+    ASSERT_EQ(totals[2], static_cast<int32_t>(tile));
   }
 
   int32_t expert_of_row(int32_t row) const { return experts_[row_pair[row]] - first_expert_; }
@@ -92,6 +122,7 @@ class Lists {
   std::vector<int32_t> row_pair;
   std::vector<int32_t> pair_row;
   std::vector<int32_t> tiles;
+  std::vector<int32_t> wide_tiles;
   std::vector<int32_t> totals;
 
  private:
@@ -102,6 +133,7 @@ class Lists {
   DeviceArray<int32_t> row_pair_;
   DeviceArray<int32_t> pair_row_;
   DeviceArray<int32_t> tiles_;
+  DeviceArray<int32_t> wide_tiles_;
   DeviceArray<int32_t> totals_;
   DeviceArray<int32_t> progress_;
 };
@@ -291,10 +323,11 @@ TEST(MoePrefillTest, SmallLayerMatchesTheReference) {
   check_layer({300, 2, 5, 1, 3, 192 * 2, 384});
 }
 
-TEST(MoePrefillTest, PairsOfTilesMatchTheReference) {
+TEST(MoePrefillTest, WideTilesMatchTheReference) {
   R1D_NEEDS_GPU(90);
-  check_layer({4100, 2, 9, 2, 5, 384, 256});
-  check_layer({4096, 8, 256, 0, 128, 256, 128});
+  check_layer({6150, 2, 9, 2, 5, 1152, 256});
+  check_layer({6144, 8, 256, 0, 128, 256, 128});
+  check_layer({8192, 8, 256, 64, 128, 256, 128});
 }
 
 TEST(MoePrefillTest, LayerOfR1MatchesTheReference) {
@@ -306,7 +339,7 @@ TEST(MoePrefillTest, LayerOfR1MatchesTheReference) {
 
 TEST(MoePrefillTest, LayerServesOneExpertForAllAndNoneAtAll) {
   R1D_NEEDS_GPU(90);
-  for (const int32_t tokens : {500, 4500}) {
+  for (const int32_t tokens : {500, 6200}) {
     const Shape s{tokens, 1, 8, 0, 4, 512, 128};
     check_layer(s, std::vector<int32_t>(tokens, 3));
     check_layer(s, std::vector<int32_t>(tokens, 6));

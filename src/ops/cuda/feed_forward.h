@@ -95,7 +95,7 @@ class FeedForward {
   std::byte* blocks_ = nullptr;
   int32_t* entries_ = nullptr;
 
-  int32_t* lists_[5] = {};                // prefill: as moe_prefill.h names them
+  int32_t* lists_[6] = {};                // prefill: as moe_prefill.h names them
   kernels::QuantizedRows expert_h_;       // [chunk * k, I]
   __nv_bfloat16* expert_rows_ = nullptr;  // [chunk * k, D]
 

@@ -25,8 +25,10 @@ void FeedForward::layout_prefill(Arena& arena) {
   lists_[1] = arena.take<int32_t>(pairs);
   lists_[2] =
       arena.take<int32_t>(4 * kernels::moe_max_tiles(chunk_, router.top_k, router.num_experts));
-  lists_[3] = arena.take<int32_t>(2);
-  lists_[4] = arena.take<int32_t>(kernels::kMoeProgress);
+  lists_[3] = arena.take<int32_t>(
+      4 * kernels::moe_max_wide_tiles(chunk_, router.top_k, router.num_experts));
+  lists_[4] = arena.take<int32_t>(3);
+  lists_[5] = arena.take<int32_t>(kernels::kMoeProgress);
   expert_h_ = arena.take_quantized(pairs, (dims_.max_intermediate + 127) / 128 * 128);
 }
 
@@ -39,8 +41,9 @@ absl::Status FeedForward::moe_prefill(const PreparedMoe& weights,
   const kernels::PairLists lists{.row_pair = lists_[0],
                                  .pair_row = lists_[1],
                                  .tiles = lists_[2],
-                                 .totals = lists_[3],
-                                 .progress = lists_[4]};
+                                 .wide_tiles = lists_[3],
+                                 .totals = lists_[4],
+                                 .progress = lists_[5]};
   const kernels::ExpertGateUp gate_up{.first = expert.gate_up,
                                       .tiles_stride = weights.tiles_stride,
                                       .scale_stride = weights.scale_stride};
