@@ -49,7 +49,7 @@ struct PairLists {
 
 // experts [tokens, k] i32: ids of all ranks' experts; this rank holds first_expert .. first_expert
 // + num_local - 1. A negative id is no expert. tokens * k below 2^24, num_local 1 to 256. One
-// launch (a cluster of 8 CTAs).
+// launch (clusters of 8 CTAs).
 [[nodiscard]] cudaError_t moe_expert_lists(const int32_t* experts,
                                            int32_t tokens,
                                            int32_t k,
