@@ -13,6 +13,14 @@ constexpr int kMaxExperts = 512;
 constexpr int kMaxTopK = 32;
 constexpr int kMaxGroups = 32;
 
+inline bool valid(const RouterRules& rules) {
+  return rules.num_experts >= 1 && rules.num_experts <= kMaxExperts && rules.num_groups >= 1 &&
+         rules.num_groups <= kMaxGroups && rules.num_experts % rules.num_groups == 0 &&
+         rules.kept_groups >= 1 && rules.kept_groups <= rules.num_groups && rules.top_k >= 1 &&
+         rules.top_k <= kMaxTopK &&
+         rules.top_k <= rules.kept_groups * (rules.num_experts / rules.num_groups);
+}
+
 // i / n as a product, exact for i * n < 2^20: the reciprocal is off by less than 2^-20, and
 // fractions are multiples of 1 / n.
 struct Divisor {
@@ -95,15 +103,22 @@ __device__ __forceinline__ int expert_at(const ChoicePlan& plan, int place) {
   return within < plan.size && expert < plan.rules.num_experts ? expert : -1;
 }
 
+__device__ __forceinline__ float score_of(float logit) {
+  return 1.0F / (1.0F + expf(-logit));
+}
+__device__ __forceinline__ uint32_t key_of(float score, float bias) {
+  const float choice = score + bias;
+  return ordered(isnan(choice) ? kNotANumber : choice);
+}
+
 // Step 1, for each place.
 __device__ __forceinline__ void enter(
     const Choice& token, int place, int expert, float logit, float bias) {
   uint32_t key = 0;
   if (expert >= 0) {
-    const float score = 1.0F / (1.0F + expf(-logit));
-    const float choice = score + bias;
+    const float score = score_of(logit);
     token.score[expert] = score;
-    key = ordered(isnan(choice) ? kNotANumber : choice);
+    key = key_of(score, bias);
   }
   token.key[place] = key;
   token.sorted[place] = 0;
@@ -232,14 +247,10 @@ __device__ __forceinline__ int32_t choose(const ChoicePlan& plan, const Choice& 
   return token.chosen[lane];
 }
 
-// Step 4, the same warp: the chosen experts' weights.
-__device__ __forceinline__ void weigh(const RouterRules& rules,
-                                      const Choice& token,
-                                      int32_t expert,
-                                      int64_t to,
-                                      const Routing& routing) {
+// The weights of a token's experts, from the score of each slot's in its lane.
+__device__ __forceinline__ void weigh(
+    const RouterRules& rules, float score, int32_t expert, int64_t to, const Routing& routing) {
   const int lane = threadIdx.x % 32;
-  const float score = token.score[expert];
   float sum = 0;
   for (int begin = 0; begin < rules.top_k; begin += 8) {
 #pragma unroll
@@ -254,6 +265,14 @@ __device__ __forceinline__ void weigh(const RouterRules& rules,
     routing.experts[to * rules.top_k + lane] = expert;
     routing.weights[to * rules.top_k + lane] = score * factor;
   }
+}
+// Step 4, the same warp: the chosen experts' weights.
+__device__ __forceinline__ void weigh(const RouterRules& rules,
+                                      const Choice& token,
+                                      int32_t expert,
+                                      int64_t to,
+                                      const Routing& routing) {
+  weigh(rules, token.score[expert], expert, to, routing);
 }
 
 #endif  // R1D_SM90

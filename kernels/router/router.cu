@@ -38,7 +38,6 @@ constexpr int kTileBytes = kTile * kChunk * 2;  // of one operand
 constexpr int kF32Threads = 128;
 constexpr int kTokensAlone = 4;  // up to here one block chooses for all and builds the lists
 constexpr int kRoundTokens = 4;
-constexpr int kTokensPerBlock = 8;  // of choose_logits: a warp each
 
 constexpr int64_t num_chunks(int64_t hidden) {
   return (hidden + kChunk - 1) / kChunk;
@@ -543,34 +542,6 @@ __global__ void __launch_bounds__(kThreads, 1) finish_kernel(const __grid_consta
 #endif  // R1D_SM90
 }
 
-__global__ void __launch_bounds__(32 * kTokensPerBlock)
-    choose_logits(const float* logits,
-                  int64_t logits_stride,
-                  const float* bias,
-                  int num_tokens,
-                  const __grid_constant__ ChoicePlan plan,
-                  Routing routing) {
-#ifdef R1D_SM90
-  extern __shared__ __align__(16) uint32_t choices[];
-  const int warp = threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
-  const int t = blockIdx.x * kTokensPerBlock + warp;
-  grid_dependency_wait();
-  grid_launch_dependents();
-  if (t >= num_tokens) return;
-  const Choice token(plan, choices + warp * plan.words());
-  for (int place = lane; place < plan.places(); place += 32) {
-    const int expert = expert_at(plan, place);
-    const float logit = expert < 0 ? 0.0F : logits[t * logits_stride + expert];
-    enter(token, place, expert, logit, expert < 0 || bias == nullptr ? 0.0F : bias[expert]);
-  }
-  __syncwarp();
-  for (int place = lane; place < plan.places(); place += 32) sort_place(plan, token, place);
-  __syncwarp();
-  weigh(plan.rules, token, choose(plan, token), t, routing);
-#endif  // R1D_SM90
-}
-
 __global__ void __launch_bounds__(kThreads) list_kernel(
     const int32_t* experts, int num_tokens, Divisor top_k, ListOptions options, ExpertLists lists) {
 #ifdef R1D_SM90
@@ -584,14 +555,6 @@ __global__ void __launch_bounds__(kThreads) list_kernel(
   auto& shared = *reinterpret_cast<ListShared*>(slots + slots_of(num_tokens, top_k.n));
   build_lists(slots, num_tokens, top_k, entries, options, lists, shared);
 #endif  // R1D_SM90
-}
-
-bool valid(const RouterRules& rules) {
-  return rules.num_experts >= 1 && rules.num_experts <= kMaxExperts && rules.num_groups >= 1 &&
-         rules.num_groups <= kMaxGroups && rules.num_experts % rules.num_groups == 0 &&
-         rules.kept_groups >= 1 && rules.kept_groups <= rules.num_groups && rules.top_k >= 1 &&
-         rules.top_k <= kMaxTopK &&
-         rules.top_k <= rules.kept_groups * (rules.num_experts / rules.num_groups);
 }
 
 bool valid(const ListOptions& options) {
@@ -774,26 +737,6 @@ cudaError_t route_decode(const void* weight,
   }
   if (error != cudaSuccess || here) return error;
   return f32 ? launch_finish<kGroup>(args, launch) : launch_finish<1>(args, launch);
-}
-
-cudaError_t route_from_logits(const float* logits,
-                              int64_t logits_stride,
-                              const float* bias,
-                              int32_t num_tokens,
-                              const RouterRules& rules,
-                              const Routing& routing,
-                              const Launch& launch) {
-  using namespace router;
-  if (num_tokens == 0) return cudaSuccess;
-  if (num_tokens < 0 || !valid(rules) || logits_stride < rules.num_experts)
-    return cudaErrorInvalidValue;
-  Grid grid;
-  grid.blocks = dim3((num_tokens + kTokensPerBlock - 1) / kTokensPerBlock);
-  grid.threads = dim3(32 * kTokensPerBlock);
-  const ChoicePlan plan(rules);
-  grid.shared_bytes = static_cast<size_t>(kTokensPerBlock) * plan.words() * sizeof(uint32_t);
-  return enqueue(
-      choose_logits, grid, launch, logits, logits_stride, bias, num_tokens, plan, routing);
 }
 
 cudaError_t list_experts(const int32_t* experts,
