@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Times route_decode for R1's router: the median over graph replays of calls on weights of more
-// than 100 MB in turn, with and without programmatic launch. No public kernel does the three
-// together.
+// Times R1's router: route_decode, the median over graph replays of calls on weights of more than
+// 100 MB in turn, with and without programmatic launch (no public kernel does the three together);
+// and for many tokens route_logits and route_from_logits.
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 
@@ -67,6 +68,52 @@ void measure(const uint16_t* weight, int tokens) {
   std::fflush(stdout);
 }
 
+void measure_many(const uint16_t* weight, int tokens) {
+  constexpr int kChunks = 10;
+  DeviceArray<uint16_t> x(tokens * kHidden);
+  const auto noise = test::to_bf16(test::random_floats(1 << 20, 2));
+  for (size_t at = 0; at < x.size(); at += noise.size()) {
+    const size_t count = std::min(noise.size(), x.size() - at);
+    R1D_MUST(cudaMemcpy(x.data() + at, noise.data(), count * 2, cudaMemcpyHostToDevice));
+  }
+  DeviceArray<float> logits(tokens * kExperts);
+  DeviceArray<float> bias(test::random_floats(kExperts, 3, 0.01F));
+  DeviceArray<int32_t> experts(tokens * kTopK);
+  DeviceArray<float> weights(tokens * kTopK);
+  const auto multiply = [&](const Launch& launch) {
+    R1D_MUST(route_logits(reinterpret_cast<const __nv_bfloat16*>(weight),
+                          reinterpret_cast<const __nv_bfloat16*>(x.data()),
+                          kHidden,
+                          tokens,
+                          kHidden,
+                          kExperts,
+                          logits.data(),
+                          kExperts,
+                          launch));
+  };
+  const auto choose = [&](const Launch& launch) {
+    R1D_MUST(route_from_logits(logits.data(),
+                               kExperts,
+                               bias.data(),
+                               tokens,
+                               {kExperts, kTopK, 8, 4, true, 2.5F},
+                               {experts.data(), weights.data()},
+                               launch));
+  };
+  const auto time = [&](const auto& body) {
+    return test::graph_time_us(kChunks, [&](int, cudaStream_t stream) { body({stream, true}); });
+  };
+  std::printf("router of T%-5d programmatic: logits %6.2f us, choice %6.2f us, both %6.2f us\n",
+              tokens,
+              time(multiply),
+              time(choose),
+              time([&](const Launch& launch) {
+                multiply(launch);
+                choose(launch);
+              }));
+  std::fflush(stdout);
+}
+
 }  // namespace
 }  // namespace r1d::kernels
 
@@ -74,5 +121,8 @@ int main() {
   const auto weight = r1d::kernels::routers();
   for (const int tokens : {1, 2, 4, 8, 12, 16, 24, 32, 64, 128, 256}) {
     r1d::kernels::measure(weight->data(), tokens);
+  }
+  for (const int tokens : {1024, 4096, 6144, 8192}) {
+    r1d::kernels::measure_many(weight->data(), tokens);
   }
 }

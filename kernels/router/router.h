@@ -113,6 +113,21 @@ cudaError_t route_decode(const void* weight,
                          void* workspace,
                          const Launch& launch);
 
+// The logits alone, for many tokens: logits [T, E] f32 = x W^T, row stride `logits_stride` >= E, a
+// multiple of 2, 8-byte aligned. One kernel of a block per 128 tokens and 128 experts, each
+// of which walks over all of D: made for chunks that fill the GPU. weight [E, D] and x [T, D] bf16,
+// 16-byte aligned, x's row stride a multiple of 8.
+bool route_logits_serves(int64_t hidden, int32_t num_experts);
+cudaError_t route_logits(const __nv_bfloat16* weight,
+                         const __nv_bfloat16* x,
+                         int64_t x_stride,
+                         int32_t num_tokens,
+                         int64_t hidden,
+                         int32_t num_experts,
+                         float* logits,
+                         int64_t logits_stride,
+                         const Launch& launch);
+
 // The choice alone for any number of tokens. logits [T, E] f32, row stride `logits_stride` >= E.
 cudaError_t route_from_logits(const float* logits,
                               int64_t logits_stride,

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <cstring>
 #include <limits>
 #include <numeric>
 
@@ -147,6 +148,8 @@ TEST(RouterTest, ChoosesAsTheRulesSayForManyShapes) {
                                 {256, 8, 4, 2, true, 1},
                                 {256, 8, 8, 8, true, 1},
                                 {256, 32, 8, 1, true, 1},
+                                {128, 6, 4, 3, true, 2},
+                                {256, 8, 8, 6, false, 1},
                                 {1, 1, 1, 1, true, 1}};
   uint64_t seed = 1;
   for (const RouterRules& rules : shapes) {
@@ -597,6 +600,93 @@ TEST(RouterTest, ATokensRouteDoesNotDependOnTheOthers) {
   }
 }
 
+struct LogitsShape {
+  int32_t tokens;
+  int64_t hidden;
+  int32_t experts;
+  int64_t x_gap;  // unused values behind each row
+  int64_t logits_gap;
+};
+
+TEST(RouterTest, LogitsOfManyMatchTheReference) {
+  R1D_NEEDS_GPU(90);
+  const LogitsShape shapes[] = {{1, 8, 8, 0, 0},
+                                {64, 64, 256, 0, 0},
+                                {65, 200, 160, 8, 2},
+                                {129, 328, 256, 0, 0},
+                                {300, 136, 512, 0, 0},
+                                {700, 1024, 72, 24, 6},
+                                {8192, 7168, 256, 0, 0}};
+  std::mt19937 random(5);
+  for (const LogitsShape& s : shapes) {
+    SCOPED_TRACE(testing::Message()
+                 << s.tokens << " tokens, D " << s.hidden << ", E " << s.experts);
+    const int64_t x_stride = s.hidden + s.x_gap;
+    const int64_t stride = s.experts + s.logits_gap;
+    const auto x = to_bf16(random_floats(s.tokens * x_stride, 1));
+    const auto weight = to_bf16(random_floats(s.experts * s.hidden, 2));
+    DeviceArray<uint16_t> d_x(x);
+    DeviceArray<uint16_t> d_weight(weight);
+    DeviceArray<float> d_logits(s.tokens * stride);
+    for (const bool dependent : {false, true}) {
+      d_logits.poison();
+      ASSERT_EQ(route_logits(reinterpret_cast<const __nv_bfloat16*>(d_weight.data()),
+                             reinterpret_cast<const __nv_bfloat16*>(d_x.data()),
+                             x_stride,
+                             s.tokens,
+                             s.hidden,
+                             s.experts,
+                             d_logits.data(),
+                             stride,
+                             {.dependent = dependent}),
+                cudaSuccess);
+      const std::vector<float> logits = d_logits.download();
+      for (int64_t i = 0; i < s.tokens * stride; ++i) {
+        ASSERT_EQ(std::isfinite(logits[i]), i % stride < s.experts)
+            << "token " << i / stride << " expert " << i % stride;
+      }
+      for (int i = 0; i < 2000; ++i) {
+        const int64_t t = i < 100 ? s.tokens - 1 : random() % s.tokens;
+        const int64_t e = random() % s.experts;
+        double want = 0;
+        for (int64_t k = 0; k < s.hidden; ++k) {
+          want += double{bf16_to_f32(x[t * x_stride + k])} * bf16_to_f32(weight[e * s.hidden + k]);
+        }
+        ASSERT_NEAR(logits[t * stride + e], want, 5e-5 * std::sqrt(double(s.hidden)) + 1e-6)
+            << "token " << t << " expert " << e;
+      }
+    }
+  }
+}
+
+TEST(RouterTest, ATokensLogitsDoNotDependOnItsPlace) {
+  R1D_NEEDS_GPU(90);
+  constexpr int kHidden = 1000;
+  const auto x = to_bf16(random_floats(200 * kHidden, 3));
+  DeviceArray<uint16_t> d_x(x);
+  DeviceArray<uint16_t> d_weight(to_bf16(random_floats(256 * kHidden, 4)));
+  const auto logits_from = [&](int first) {
+    DeviceArray<float> logits((200 - first) * 256);
+    EXPECT_EQ(route_logits(reinterpret_cast<const __nv_bfloat16*>(d_weight.data()),
+                           reinterpret_cast<const __nv_bfloat16*>(d_x.data()) + first * kHidden,
+                           kHidden,
+                           200 - first,
+                           kHidden,
+                           256,
+                           logits.data(),
+                           256,
+                           {}),
+              cudaSuccess);
+    return logits.download();
+  };
+  const std::vector<float> all = logits_from(0);
+  for (const int first : {1, 70, 199}) {
+    const std::vector<float> some = logits_from(first);
+    ASSERT_EQ(std::memcmp(some.data(), all.data() + first * 256, some.size() * sizeof(float)), 0)
+        << first;
+  }
+}
+
 TEST(RouterTest, RefusesWhatItDoesNotServe) {
   const auto bad = [](const RouterRules& rules) {
     return route_from_logits(nullptr, rules.num_experts, nullptr, 1, rules, {}, {});
@@ -605,6 +695,13 @@ TEST(RouterTest, RefusesWhatItDoesNotServe) {
   EXPECT_EQ(bad({256, 33, 1, 1, true, 1}), cudaErrorInvalidValue);
   EXPECT_EQ(bad({256, 8, 7, 4, true, 1}), cudaErrorInvalidValue);
   EXPECT_EQ(bad({16, 8, 4, 1, true, 1}), cudaErrorInvalidValue);
+  const auto logits = [](int32_t tokens, int64_t hidden, int32_t experts, int64_t stride) {
+    return route_logits(nullptr, nullptr, hidden, tokens, hidden, experts, nullptr, stride, {});
+  };
+  EXPECT_EQ(logits(1, 64, 257, 264), cudaErrorInvalidValue);
+  EXPECT_EQ(logits(1, 65, 256, 256), cudaErrorInvalidValue);
+  EXPECT_EQ(logits(1, 64, 256, 255), cudaErrorInvalidValue);
+  EXPECT_EQ(logits(0, 64, 256, 256), cudaSuccess);  // nothing to do
   EXPECT_EQ(route_from_logits(nullptr, 256, nullptr, 0, kR1, {}, {}),
             cudaSuccess);  // nothing to do
 }

@@ -18,6 +18,10 @@ namespace {
 
 using kernels::Launch;
 
+// From here on the router's own product keeps the GPU busy; below, a library that splits sums is
+// ahead (kernels/router).
+constexpr int64_t kFewestLogitTokens = 6144;
+
 kernels::RouterRules rules_of(const RouterOptions& options) {
   return {.num_experts = options.num_experts,
           .top_k = options.top_k,
@@ -168,16 +172,41 @@ double FeedForward::expert_flops(const PreparedMoe& weights, int64_t tokens) con
          static_cast<double>(expert.intermediate()) * static_cast<double>(dims_.hidden_size);
 }
 
+// f32 logits of all experts.
+absl::Status FeedForward::route_logits(const PreparedMoe& weights, const Rows& x, int64_t tokens) {
+  const int64_t num_experts = dims_.router.num_experts;
+  const bool fills_gpu = sm90_ && weights.is_tiled && weights.router.dtype == DType::kBF16 &&
+                         tokens >= kFewestLogitTokens && !options_.deterministic &&
+                         kernels::route_logits_serves(dims_.hidden_size, dims_.router.num_experts);
+  if (!fills_gpu) {
+    const Linear router{.raw = weights.router, .tiled = {}};
+    return linear_.multiply(Kind::kRouter,
+                            router,
+                            x,
+                            tokens,
+                            {.data = router_logits_, .stride = num_experts, .f32 = true});
+  }
+  const double values = static_cast<double>(tokens) * static_cast<double>(dims_.hidden_size);
+  const Cost cost{.bytes = 2 * values + 2.0 * static_cast<double>(num_experts * dims_.hidden_size) +
+                           4.0 * static_cast<double>(tokens * num_experts),
+                  .flops = 2 * values * static_cast<double>(num_experts)};
+  return launches_(Kind::kRouter, cost, [&](const Launch& launch) {
+    return kernels::route_logits(static_cast<const __nv_bfloat16*>(weights.router.data),
+                                 x.data,
+                                 x.stride,
+                                 static_cast<int32_t>(tokens),
+                                 dims_.hidden_size,
+                                 dims_.router.num_experts,
+                                 router_logits_,
+                                 num_experts,
+                                 launch);
+  });
+}
+
 // The choice for any number of tokens, from logits of a product with f32 sums.
 absl::Status FeedForward::route(const PreparedMoe& weights, const Rows& x, int64_t tokens) {
-  const Linear router{.raw = weights.router, .tiled = {}};
   const int64_t num_experts = dims_.router.num_experts;
-  R1D_RETURN_IF_ERROR(
-      linear_.multiply(Kind::kRouter,
-                       router,
-                       x,
-                       tokens,
-                       {.data = router_logits_, .stride = num_experts, .f32 = true}));
+  R1D_RETURN_IF_ERROR(route_logits(weights, x, tokens));
   return launches_(Kind::kRouter, {}, [&](const Launch& launch) {
     return kernels::route_from_logits(router_logits_,
                                       num_experts,

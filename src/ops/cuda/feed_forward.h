@@ -51,6 +51,7 @@ class FeedForward {
                       Kind up,
                       Kind down,
                       const Output& out);
+  absl::Status route_logits(const PreparedMoe& weights, const Rows& x, int64_t tokens);
   absl::Status route(const PreparedMoe& weights, const Rows& x, int64_t tokens);
   absl::Status moe_decode(const PreparedMoe& weights,
                           const Rows& x,
