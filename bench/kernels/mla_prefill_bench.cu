@@ -55,12 +55,14 @@ struct Inputs {
       : q(tokens * heads * 192),
         kv(keys * heads * 256),
         k_pe(keys * 64),
-        out(tokens * heads * 128) {
+        out(tokens * heads * 128),
+        scales(heads * tokens) {
     fill(q, 1);
     fill(kv, 2);
     fill(k_pe, 3);
   }
   DeviceArray<uint16_t> q, kv, k_pe, out;
+  DeviceArray<float> scales;
 };
 
 void bench_attention(const Shape& shape, int repeats, int pause_ms) {
@@ -84,13 +86,19 @@ void bench_attention(const Shape& shape, int repeats, int pause_ms) {
   const DeviceArray<MlaPrefillTile> tiles_device(tiles);
   DeviceArray<uint32_t> counter(1, 0);
 
-  const auto run = [&](int i, Launch launch) {
+  const auto run = [&](int i, bool as_codes, Launch launch) {
     Inputs& input = *inputs[i % copies];
     MlaPrefill problem;
     problem.q = reinterpret_cast<const __nv_bfloat16*>(input.q.data());
     problem.kv = reinterpret_cast<const __nv_bfloat16*>(input.kv.data());
     problem.k_pe = reinterpret_cast<const __nv_bfloat16*>(input.k_pe.data());
     problem.out = reinterpret_cast<__nv_bfloat16*>(input.out.data());
+    if (as_codes) {
+      problem.codes = {.data = reinterpret_cast<uint8_t*>(input.out.data()),
+                       .scale = input.scales.data(),
+                       .cols = int64_t{shape.heads} * 128,
+                       .scale_stride = tokens};
+    }
     problem.num_tokens = tokens;
     problem.num_keys = keys;
     problem.num_heads = shape.heads;
@@ -104,25 +112,27 @@ void bench_attention(const Shape& shape, int repeats, int pause_ms) {
   const int calls = flops > 1e12 ? 3 : 12;
   const int replays = (flops > 1e12 ? 5 : 12) * repeats;
   const auto pause = [&] { std::this_thread::sleep_for(std::chrono::milliseconds(pause_ms)); };
-  const auto time = [&](bool dependent) {
+  const auto time = [&](bool dependent, bool as_codes) {
     pause();
     return test::graph_time_us(
         calls,
         [&](int i, cudaStream_t s) {
-          run(i, {s, dependent});
+          run(i, as_codes, {s, dependent});
         },
         replays);
   };
-  const double us = time(false);
-  const double dependent_us = time(true);
+  const double us = time(false, false);
+  const double dependent_us = time(true, false);
+  const double codes_us = time(true, true);
   const double bytes = input_bytes + 2.0 * shape.heads * 128 * tokens;
   const double floor_us = std::max(flops / 790e6, bytes / 4.3e6);
   std::printf(
-      "attention %-20s %7.1f us [%7.1f] %4.0f TFLOPS [%4.0f] floor %7.1f us "
+      "attention %-20s %7.1f us [%7.1f, codes %7.1f] %4.0f TFLOPS [%4.0f] floor %7.1f us "
       "(%3.0f%%)",
       shape.name,
       us,
       dependent_us,
+      codes_us,
       flops / us * 1e-6,
       flops / dependent_us * 1e-6,
       floor_us,

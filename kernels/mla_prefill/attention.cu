@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Problem   per head and query row: o = softmax(scale q k^T) v over the row's visible keys
-// (causal);
-//           q and k 192 wide (k: 128 of its own | 64 shared by the heads), v 128 wide.
-// Layout    q [T, H, 192], kv [S, H, 256] (128 nope | 128 v), k_pe [S, 64], out [T, H, 128]: bf16.
+//           (causal); q and k 192 wide (k: 128 of its own | 64 shared by the heads), v 128 wide.
+// Layout    q [T, H, 192], kv [S, H, 256] (128 nope | 128 v), k_pe [S, 64], out [T, H, 128]: bf16;
+//           or out as e4m3 codes, a head's 128 values being one group.
 // Bound     flop = 2 (192 + 128) per head and visible pair. One sequence of 8192, 16 heads: 344
 // GFLOP,
 //           435 us at 790 TFLOPS; its q, kv and out are 0.15 GB, 35 us. Bound by the tensor cores,
@@ -14,16 +14,17 @@
 //           p 32.
 // Numerics  scores, maximum, sum and output f32; p rounded to bf16 for the product; base 2; hidden
 //           pairs are -inf. Blocks of 128 keys in rising order: a row's bits depend on its own keys
-//           alone, since a block that is hidden from it changes nothing.
+//           alone, since a block that is hidden from it changes nothing. Codes are those of the
+//           bf16 output.
 // Source    DeepSeek-V2 report, section 2.1 (MLA); online softmax, FlashAttention; two warpgroups
-// in
-//           turn, one's products over the other's softmax, FlashAttention-3.
+//           in turn, one's products over the other's softmax, FlashAttention-3.
 #include <algorithm>
 
 #include "kernels/common/ring.cuh"
 #include "kernels/common/tensor_map.h"
 #include "kernels/common/wgmma.cuh"
 #include "kernels/mla_prefill/mla_prefill.h"
+#include "kernels/quantize/quantize.cuh"
 
 namespace r1d::kernels {
 namespace {
@@ -62,6 +63,7 @@ static_assert(kSharedBytes <= 232448);
 
 struct Arguments {
   __nv_bfloat16* out;
+  QuantizedRows codes;
   const MlaPrefillTile* tiles;
   uint32_t* counter;
   int32_t num_tiles;
@@ -92,6 +94,10 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   uint32_t packed;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
   return packed;
+}
+// Two bf16 of one register, the lower half first.
+__device__ __forceinline__ float2 unpack_bf16(uint32_t bits) {
+  return make_float2(__uint_as_float(bits << 16), __uint_as_float(bits & 0xFFFF0000));
 }
 __device__ __forceinline__ float quad_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(0xFFFFFFFF, x, 1));
@@ -307,6 +313,48 @@ __device__ __forceinline__ void clear_rows(uint8_t (&v)[kValueBoxes][kBoxBytes],
 
 // ---- store -------------------------------------------------------------------------------------
 
+// A quad's row as codes, the values rounded to bf16 first. o is the row's from h on.
+__device__ __forceinline__ void store_codes(const QuantizedRows& codes,
+                                            const float (&o)[64],
+                                            int h,
+                                            int64_t token,
+                                            int head,
+                                            bool stored,
+                                            int lane) {
+  float largest = 0;
+#pragma unroll
+  for (int j = 0; j < 16; ++j) {
+    largest = fmaxf(largest, fmaxf(fabsf(o[4 * j + 2 * h]), fabsf(o[4 * j + 2 * h + 1])));
+  }
+  const GroupScale group = group_scale(__bfloat162float(__float2bfloat16_rn(quad_max(largest))));
+  const auto pair = [&](int j) {
+    const float2 x = unpack_bf16(pack_bf16(o[4 * j + 2 * h], o[4 * j + 2 * h + 1]));
+    return code_pair(x.x * group.up, x.y * group.up, group);
+  };
+  // A quad's lanes hold 2 columns of every 8: exchanged, each lane writes 32 neighbours.
+  uint4 words[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    uint32_t v[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int j = 4 * i + 2 * half;
+      v[i] = pair(j) | pair(j + 1) << 16;
+    }
+    quad_transpose(v, lane);
+    words[half] = make_uint4(__byte_perm(v[0], v[1], 0x5410),
+                             __byte_perm(v[2], v[3], 0x5410),
+                             __byte_perm(v[0], v[1], 0x7632),
+                             __byte_perm(v[2], v[3], 0x7632));
+  }
+  if (!stored) return;
+  auto* to = reinterpret_cast<uint4*>(codes.data + token * codes.cols + head * kMlaValueDim +
+                                      lane % 4 * 32);
+  to[0] = words[0];
+  to[1] = words[1];
+  if (lane % 4 == 0) codes.scale[head * codes.scale_stride + token] = group.scale;
+}
+
 // Writes a thread's two rows: o normalised, or merged with the state of earlier windows.
 __device__ __forceinline__ void store(const Arguments& arguments,
                                       const Work& work,
@@ -360,7 +408,10 @@ __device__ __forceinline__ void store(const Arguments& arguments,
         if (lane % 4 == 0) *running_lse = lse;
       }
     }
-    if (state.out == nullptr || state.last) {
+    const bool is_final = state.out == nullptr || state.last;
+    if (is_final && arguments.codes.data != nullptr) {
+      store_codes(arguments.codes, o, h, token, work.head, stored, lane);
+    } else if (is_final) {
       // A quad's lanes hold 2 columns of every 8: exchanged, each lane writes 8 neighbours, the
       // quad 64 bytes.
 #pragma unroll
@@ -559,6 +610,10 @@ cudaError_t mla_prefill(const MlaPrefill& problem, const Launch& launch) {
       items > INT32_MAX / 2 || problem.num_sms <= 0 || !(problem.scale > 0)) {
     return cudaErrorInvalidValue;
   }
+  if (problem.codes.data != nullptr && (problem.codes.cols != problem.num_heads * kMlaValueDim ||
+                                        problem.codes.scale_stride < problem.num_tokens)) {
+    return cudaErrorInvalidValue;
+  }
   CUtensorMap q_map;
   CUtensorMap kv_map;
   CUtensorMap k_pe_map;
@@ -574,6 +629,7 @@ cudaError_t mla_prefill(const MlaPrefill& problem, const Launch& launch) {
   constexpr float kLog2E = 1.44269504088896340736F;
   const Arguments arguments = {
       .out = problem.out,
+      .codes = problem.codes,
       .tiles = problem.tiles,
       .counter = problem.counter,
       .num_tiles = problem.num_tiles,

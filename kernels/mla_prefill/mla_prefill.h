@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention of prefill in MLA's naive (unabsorbed) form: keys and values of every position are
 // rebuilt from the latents, then H heads attend with 192 values a key (128 nope | 64 rope) and 128
-// values a value. bf16 in, f32 accumulation, bf16 out.
+// values a value. bf16 in, f32 accumulation, bf16 or e4m3 out.
 //
 // The order of one layer:
 //   1. gather_latents:  paged cache -> packed key rows c, k_pe          (all sequences of the step)
@@ -94,7 +94,7 @@ cudaError_t rotate_queries(__nv_bfloat16* q,
 // What lets one attention take several launches, each over a window of positions, in any order: the
 // normalised output so far and its log-sum-exp (base 2, of scaled scores), both f32. The first
 // launch starts it, every launch merges its window into it (exact: o = sum of o_i 2^(lse_i - lse)),
-// the last one writes bf16 `out` instead.
+// the last one writes `out` or `codes` instead.
 struct MlaPrefillState {
   float* out = nullptr;  // [T, H * 128], 16-byte aligned; null: one launch does all
   float* lse = nullptr;  // [T, H]
@@ -103,10 +103,13 @@ struct MlaPrefillState {
 };
 
 struct MlaPrefill {
-  const __nv_bfloat16* q = nullptr;       // [T, H, 192], rotated
-  const __nv_bfloat16* kv = nullptr;      // [S, H, 256]: per head 128 nope | 128 v
-  const __nv_bfloat16* k_pe = nullptr;    // [S, 64], shared by the heads
-  __nv_bfloat16* out = nullptr;           // [T, H * 128]; rows of no tile are not written
+  const __nv_bfloat16* q = nullptr;     // [T, H, 192], rotated
+  const __nv_bfloat16* kv = nullptr;    // [S, H, 256]: per head 128 nope | 128 v
+  const __nv_bfloat16* k_pe = nullptr;  // [S, 64], shared by the heads
+  __nv_bfloat16* out = nullptr;         // [T, H * 128]; rows of no tile are not written
+  // Where its data is not null the output goes here instead, quantized as quantize_rows would
+  // quantize `out`: cols H * 128, a head is a group.
+  QuantizedRows codes;
   int64_t num_tokens = 0;                 // T
   int64_t num_keys = 0;                   // S: valid key rows; rows behind it are never read
   int64_t num_heads = 0;                  // H, of this rank

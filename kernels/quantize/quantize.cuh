@@ -80,4 +80,34 @@ __device__ __forceinline__ void quantize_octets(const uint4 (&packed)[kCount],
   }
 }
 
+// The same for lanes that hold a group otherwise: what its values are divided by, from the largest
+// magnitude among them.
+struct GroupScale {
+  float scale;
+  float up;          // 1, or what both sides of the division are multiplied by first: exact
+  float divisor;     // scale * up
+  float reciprocal;  // of the divisor
+};
+__device__ __forceinline__ GroupScale group_scale(float largest) {
+  constexpr float kLargestCode = 448;
+  constexpr float kSmall = 0x1p-40f;
+  constexpr float kUp = 0x1p80f;
+  GroupScale group;
+  const float quotient = divide_by(largest, kLargestCode, 1 / kLargestCode);
+  group.scale = largest > 0 ? quotient : 1.0f;
+  group.up = largest < kSmall ? kUp : 1.0f;
+  group.divisor = group.scale * group.up;
+  float reciprocal;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(group.divisor));
+  group.reciprocal = fmaf(fmaf(-group.divisor, reciprocal, 1.0f), reciprocal, reciprocal);
+  return group;
+}
+// The codes of two values that have been multiplied by `up`, the first in the low byte.
+__device__ __forceinline__ uint32_t code_pair(float x, float y, const GroupScale& group) {
+  return __nv_cvt_float2_to_fp8x2(make_float2(divide_by(x, group.divisor, group.reciprocal),
+                                              divide_by(y, group.divisor, group.reciprocal)),
+                                  __NV_SATFINITE,
+                                  __NV_E4M3);
+}
+
 }  // namespace r1d::kernels

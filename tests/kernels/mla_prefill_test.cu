@@ -94,7 +94,8 @@ class Step {
   std::vector<float> run(const std::vector<PrefillSequence>& sequences,
                          const MlaPrefillState& state = {},
                          const __nv_bfloat16* kv = nullptr,
-                         const __nv_bfloat16* k_pe = nullptr) {
+                         const __nv_bfloat16* k_pe = nullptr,
+                         const QuantizedRows& codes = {}) {
     const std::vector<MlaPrefillTile> tiles =
         plan_mla_prefill(sequences.data(), static_cast<int>(sequences.size()));
     const DeviceArray<MlaPrefillTile> tiles_device(tiles);
@@ -104,6 +105,7 @@ class Step {
     problem.k_pe =
         k_pe != nullptr ? k_pe : reinterpret_cast<const __nv_bfloat16*>(k_pe_device_.data());
     problem.out = reinterpret_cast<__nv_bfloat16*>(out_.data());
+    problem.codes = codes;
     problem.num_tokens = tokens_;
     problem.num_keys = sequences.back().key_begin + sequences.back().num_positions;
     problem.num_heads = heads_;
@@ -335,6 +337,34 @@ TEST(MlaPrefillTest, BitsDoNotDependOnBatchOrChunking) {
   }
 }
 
+// The codes of the output and their scales, as quantize_rows defines them.
+void expect_codes(const Step& step,
+                  const std::vector<float>& out,
+                  const std::vector<uint8_t>& codes,
+                  const std::vector<float>& scales,
+                  int64_t stride) {
+  for (int t = 0; t < step.tokens(); ++t) {
+    for (int head = 0; head < step.heads(); ++head) {
+      const int64_t at = (int64_t{t} * step.heads() + head) * 128;
+      if (std::isnan(out[at])) {  // a gap
+        for (int d = 0; d < 128; ++d) ASSERT_EQ(codes[at + d], 0xFF) << "token " << t;
+        ASSERT_TRUE(std::isnan(scales[head * stride + t])) << "token " << t;
+        continue;
+      }
+      float largest = 0;
+      for (int d = 0; d < 128; ++d) largest = std::max(largest, std::abs(out[at + d]));
+      const float scale = largest > 0 ? largest / 448 : 1;
+      ASSERT_EQ(scales[head * stride + t], scale) << "token " << t << " head " << head;
+      for (int d = 0; d < 128; ++d) {
+        const uint8_t want = f32_to_f8e4m3(out[at + d] / scale);
+        const bool zero = (want & 0x7F) == 0 && (codes[at + d] & 0x7F) == 0;
+        ASSERT_TRUE(zero || codes[at + d] == want)
+            << "token " << t << " head " << head << " column " << d;
+      }
+    }
+  }
+}
+
 TEST(MlaPrefillTest, WindowsMergeToTheWhole) {
   R1D_NEEDS_GPU(90);
   const std::vector<Lengths> lengths = {{300, 300}, {65, 1000}, {400, 700}};
@@ -347,7 +377,10 @@ TEST(MlaPrefillTest, WindowsMergeToTheWhole) {
     std::vector<float> out;
     constexpr int kWindow = 260;
     step.poison();
-    for (int window = 0; window < 4; ++window) {
+    const int64_t stride = (step.tokens() + 3) / 4 * 4;
+    DeviceArray<uint8_t> codes(rows * 128);
+    DeviceArray<float> scales(6 * stride);
+    const auto run_window = [&](int window, const QuantizedRows& to) {
       std::vector<PrefillSequence> sequences;
       std::vector<uint16_t> kv;
       std::vector<uint16_t> k_pe;
@@ -368,12 +401,39 @@ TEST(MlaPrefillTest, WindowsMergeToTheWhole) {
       out = step.run(sequences,
                      {running.data(), lse.data(), window == 0, window == 3},
                      reinterpret_cast<const __nv_bfloat16*>(kv_device.data()),
-                     reinterpret_cast<const __nv_bfloat16*>(k_pe_device.data()));
-    }
+                     reinterpret_cast<const __nv_bfloat16*>(k_pe_device.data()),
+                     to);
+    };
+    // The last window leaves the running sums alone, so it gives codes and then values.
+    for (int window = 0; window < 3; ++window) run_window(window, {});
+    run_window(3, {codes.data(), scales.data(), 6 * 128, stride});
+    run_window(3, {});
     step.check(out, 100);
     EXPECT_LT(test::relative_l2(out, whole), 4e-3);
+    expect_codes(step, out, codes.download(), scales.download(), stride);
     running.download();
     lse.download();
+  }
+}
+
+TEST(MlaPrefillTest, CodesAreThoseOfTheOutput) {
+  R1D_NEEDS_GPU(90);
+  for (const int heads : {1, 3, 16}) {
+    Step step(lay_out({{1, 1}, {130, 200}, {77, 400}, {64, 64}}, heads == 3 ? 5 : 0), heads, 22, 2);
+    if (heads == 1) {  // outputs of zeros
+      std::fill_n(
+          step.kv().begin() + int64_t{step.sequences()[3].key_begin} * 256, 64 * 256, uint16_t{0});
+      step.upload();
+    }
+    const std::vector<float> out = step.run();
+    const int64_t stride = (step.tokens() + 3) / 4 * 4 + 4;
+    DeviceArray<uint8_t> codes(int64_t{step.tokens()} * heads * 128);
+    DeviceArray<float> scales(heads * stride);
+    step.poison();
+    const std::vector<float> untouched = step.run(
+        step.sequences(), {}, nullptr, nullptr, {codes.data(), scales.data(), heads * 128, stride});
+    for (const float x : untouched) ASSERT_TRUE(std::isnan(x));
+    expect_codes(step, out, codes.download(), scales.download(), stride);
   }
 }
 

@@ -8,6 +8,7 @@
 
 #include "kernels/generic/generic.h"
 #include "kernels/mla_prefill/mla_prefill.h"
+#include "kernels/quantize/quantize.h"
 
 namespace r1d::ops::cuda {
 namespace {
@@ -139,13 +140,26 @@ absl::Status Attention::run(const PreparedAttention& weights,
                             const Output& out) {
   R1D_CHECK(pages.width == row_dim_);
   R1D_RETURN_IF_ERROR(project(weights, pages, x));
+  Rows attended{.data = heads_out_, .stride = heads_ * dims_.v_head_dim, .quantized = {}};
   if (!r1_) {
     R1D_RETURN_IF_ERROR(generic(weights, pages));
   } else {
+    // A chunk's output leaves as codes; what decodes beside it is quantized apart.
+    const bool as_codes = weights.o.is_tiled() && step_.num_prefill_tokens() > 0;
     R1D_RETURN_IF_ERROR(decode(weights, pages));
-    R1D_RETURN_IF_ERROR(prefill(weights, pages));
+    if (as_codes) {
+      const int64_t decoding = step_.num_decode_tokens();
+      const Cost cost{.bytes = bytes(decoding * attended.stride, 3)};
+      attended.quantized = linear_.scratch(attended.stride);
+      if (decoding > 0) {
+        R1D_RETURN_IF_ERROR(launches_(Kind::kO, cost, [&](const Launch& launch) {
+          return kernels::quantize_rows(
+              attended.data, attended.stride, decoding, attended.quantized, launch);
+        }));
+      }
+    }
+    R1D_RETURN_IF_ERROR(prefill(weights, pages, attended.quantized));
   }
-  const Rows attended{.data = heads_out_, .stride = heads_ * dims_.v_head_dim, .quantized = {}};
   return linear_.multiply(Kind::kO, weights.o, attended, step_.num_tokens(), out);
 }
 
@@ -239,7 +253,9 @@ absl::Status Attention::decode(const PreparedAttention& weights, const LatentPag
                    });
 }
 
-absl::Status Attention::prefill(const PreparedAttention& weights, const LatentPages& pages) {
+absl::Status Attention::prefill(const PreparedAttention& weights,
+                                const LatentPages& pages,
+                                const kernels::QuantizedRows& codes) {
   const int64_t tokens = step_.num_prefill_tokens();
   if (tokens == 0) return absl::OkStatus();
   const int64_t first = step_.num_decode_tokens();
@@ -252,7 +268,7 @@ absl::Status Attention::prefill(const PreparedAttention& weights, const LatentPa
                                    launch);
   }));
   for (size_t window = 0; window < step_.windows().size(); ++window) {
-    R1D_RETURN_IF_ERROR(prefill_window(weights, pages, window));
+    R1D_RETURN_IF_ERROR(prefill_window(weights, pages, window, codes));
   }
   return absl::OkStatus();
 }
@@ -287,7 +303,8 @@ absl::Status Attention::gather(const PreparedAttention& weights,
 
 absl::Status Attention::prefill_window(const PreparedAttention& weights,
                                        const LatentPages& pages,
-                                       size_t index) {
+                                       size_t index,
+                                       const kernels::QuantizedRows& codes) {
   const KeyWindow& window = step_.windows()[index];
   R1D_RETURN_IF_ERROR(gather(weights, pages, window));
   const size_t count = step_.windows().size();
@@ -306,6 +323,7 @@ absl::Status Attention::prefill_window(const PreparedAttention& weights,
                                  .kv = kv_,
                                  .k_pe = k_pe_,
                                  .out = heads_out_,
+                                 .codes = codes,
                                  .num_tokens = step_.num_tokens(),
                                  .num_keys = window.num_keys,
                                  .num_heads = heads_,

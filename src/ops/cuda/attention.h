@@ -47,10 +47,14 @@ class Attention {
  private:
   absl::Status project(const PreparedAttention& weights, const LatentPages& pages, const Rows& x);
   absl::Status decode(const PreparedAttention& weights, const LatentPages& pages);
-  absl::Status prefill(const PreparedAttention& weights, const LatentPages& pages);
+  // `codes`: where the output goes when its data is not null.
+  absl::Status prefill(const PreparedAttention& weights,
+                       const LatentPages& pages,
+                       const kernels::QuantizedRows& codes);
   absl::Status prefill_window(const PreparedAttention& weights,
                               const LatentPages& pages,
-                              size_t window);
+                              size_t window,
+                              const kernels::QuantizedRows& codes);
   absl::Status gather(const PreparedAttention& weights,
                       const LatentPages& pages,
                       const KeyWindow& window);

@@ -45,8 +45,7 @@ absl::StatusOr<kernels::QuantizedRows> LinearKernels::quantized(Kind kind,
                                                                 int64_t tokens,
                                                                 int64_t cols) {
   if (x.quantized.data != nullptr) return x.quantized;
-  kernels::QuantizedRows rows = scratch_;
-  rows.cols = cols;
+  const kernels::QuantizedRows rows = scratch(cols);
   const Cost cost{.bytes = 3.0 * static_cast<double>(tokens) * static_cast<double>(cols)};
   R1D_RETURN_IF_ERROR(launches_(kind, cost, [&](const Launch& launch) {
     return kernels::quantize_rows(x.data, x.stride, tokens, rows, launch);

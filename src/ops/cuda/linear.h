@@ -51,7 +51,14 @@ class LinearKernels {
   absl::Status multiply(
       Kind kind, const Linear& weight, const Rows& x, int64_t tokens, const Output& out);
 
-  // Quantizes `x`, or says what it already is. The scratch is overwritten by the next call.
+  // Where a kernel may leave rows of `cols` values as codes for the product behind it.
+  [[nodiscard]] kernels::QuantizedRows scratch(int64_t cols) const {
+    kernels::QuantizedRows rows = scratch_;
+    rows.cols = cols;
+    return rows;
+  }
+
+  // Quantizes `x` into the scratch, or says what it already is.
   absl::StatusOr<kernels::QuantizedRows> quantized(Kind kind,
                                                    const Rows& x,
                                                    int64_t tokens,
