@@ -13,8 +13,8 @@
 //           that one loads while another sums; registers set that number. The weight is read before
 //           the dependency wait where a thread has one vector, and what comes next may start then:
 //           it loads its weights while the kernel ahead still runs. MLA: the query's and the
-//           latent's part of a token are blocks of their own; from 512 tokens on a block takes 4
-//           tokens.
+//           latent's part of a token are blocks of their own; above 512 tokens a block takes 4
+//           tokens, or R1's sizes a warp a token.
 // Numerics  f32. The sum of squares has one order in all forms: 8 values, a tree over 16 lanes,
 //           groups 32 apart, a tree over 32 lanes. Scales: largest magnitude / 448, 1 for zeros;
 //           IEEE division, so that codes equal the CPU's.
@@ -25,6 +25,7 @@
 #include "kernels/norm/norm.h"
 #include "kernels/norm/normed_row.cuh"
 #include "kernels/norm/row.cuh"
+#include "kernels/quantize/quantize.cuh"
 
 namespace r1d::kernels {
 namespace {
@@ -298,6 +299,121 @@ __global__ void __launch_bounds__(kMaxThreads) mla_split_norm_bf16(MlaSplitNorm 
   }
 }
 
+// Many tokens of R1's sizes with codes out and a bf16 cache: a warp a token. q_low and latent are
+// 16 groups in a row, 8 a pass of the warp; four lanes hold a group, lane m of them the vectors m,
+// m + 4, m + 8 and m + 12. So sums need two shuffles for 32 values, and no barrier. They are taken
+// in the order of the form above: its bits are the same.
+constexpr int kSplitQuery = 1536;
+constexpr int kSplitLatent = 512;
+constexpr int kSplitRope = 64;
+constexpr int kSplitWarps = 2;  // of a block: small ones fill the registers of an SM best
+
+__global__ void __launch_bounds__(32 * kSplitWarps) mla_split_norm_many(MlaSplitNorm a) {
+  constexpr int kPasses = 2;
+  constexpr int kVectors = 4;  // of a group and lane
+  constexpr int kPassCols = (kSplitQuery + kSplitLatent) / kPasses;
+  static_assert(kPassCols == 32 / kVectors * kGroup);
+  const auto lane = static_cast<int>(threadIdx.x) % 32;
+  const int64_t token = static_cast<int64_t>(blockIdx.x) * kSplitWarps + threadIdx.x / 32;
+  const int column = lane / 4 * kGroup + lane % 4 * kVector;  // of the lane's first vector
+  const bool query = column < kSplitQuery - kPassCols;        // in the second pass
+  const auto next = [](int vector) { return vector * kGroup / kVectors; };
+  inputs_wait();
+  if (token >= a.tokens) return;
+  const __nv_bfloat16* row = a.x + token * a.x_stride;
+  uint4 bits[kPasses][kVectors];
+#pragma unroll
+  for (int pass = 0; pass < kPasses; ++pass) {
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      bits[pass][i] = load_row(row + pass * kPassCols + column + next(i));
+    }
+  }
+  const int64_t slot = a.slots[token];
+  dependents_launch();
+  if (slot >= 0) {
+    rotate_pair(a, row + kSplitQuery + kSplitLatent, token, lane, rope_of<false>(a, slot));
+  }
+
+  float sums[kPasses];  // of the lane's group
+#pragma unroll
+  for (int pass = 0; pass < kPasses; ++pass) {
+    float square[kVectors] = {};
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      float v[kVector];
+      unpack_bf16(bits[pass][i], v);
+#pragma unroll
+      for (int j = 0; j < kVector; ++j) square[i] = fmaf(v[j], v[j], square[i]);
+    }
+    float sum = (square[0] + square[2]) + (square[1] + square[3]);
+    sum += __shfl_xor_sync(~0U, sum, 2);
+    sums[pass] = sum + __shfl_xor_sync(~0U, sum, 1);
+  }
+  float q_sum = sums[0] + (query ? sums[1] : 0.F);
+  float kv_sum = sums[1];  // in the lanes of the latent
+  q_sum += __shfl_xor_sync(~0U, q_sum, 16);
+#pragma unroll
+  for (int lanes = 8; lanes >= 4; lanes /= 2) {
+    q_sum += __shfl_xor_sync(~0U, q_sum, lanes);
+    kv_sum += __shfl_xor_sync(~0U, kv_sum, lanes);
+  }
+  const float q_factor = rsqrtf(q_sum / kSplitQuery + a.eps);
+  const float kv_factor = rsqrtf(kv_sum / kSplitLatent + a.eps);
+
+#pragma unroll
+  for (int pass = 0; pass < kPasses; ++pass) {
+    const bool quantizes = pass == 0 || query;
+    const float factor = quantizes ? q_factor : kv_factor;
+    const float* weight = quantizes ? a.q_weight + pass * kPassCols + column
+                                    : a.kv_weight + column - (kSplitQuery - kPassCols);
+    float largest = 0;
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      float v[kVector];
+      float w[kVector];
+      unpack_bf16(bits[pass][i], v);
+      load_f32(weight + next(i), w);
+#pragma unroll
+      for (int j = 0; j < kVector; ++j) v[j] *= factor * w[j];
+      bits[pass][i] = pack_bf16(v);
+      unpack_bf16(bits[pass][i], v);
+#pragma unroll
+      for (int j = 0; j < kVector; ++j) largest = fmaxf(largest, fabsf(v[j]));
+    }
+    largest = fmaxf(largest, __shfl_xor_sync(~0U, largest, 2));
+    largest = fmaxf(largest, __shfl_xor_sync(~0U, largest, 1));
+    if (!quantizes) {
+      if (slot < 0) continue;
+      auto* to = static_cast<__nv_bfloat16*>(a.cache.data) + slot * a.cache.width + column -
+                 (kSplitQuery - kPassCols);
+#pragma unroll
+      for (int i = 0; i < kVectors; ++i) *reinterpret_cast<uint4*>(to + next(i)) = bits[pass][i];
+      continue;
+    }
+    const GroupScale group = group_scale(largest);
+    const int at = pass * kPassCols + column;
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      if (a.q.bf16 != nullptr) {
+        *reinterpret_cast<uint4*>(a.q.bf16 + token * a.q.stride + at + next(i)) = bits[pass][i];
+      }
+      float v[kVector];
+      unpack_bf16(bits[pass][i], v);
+      uint32_t pairs[kVector / 2];
+#pragma unroll
+      for (int j = 0; j < kVector / 2; ++j) {
+        pairs[j] = code_pair(v[2 * j] * group.up, v[2 * j + 1] * group.up, group);
+      }
+      *reinterpret_cast<uint2*>(a.q.quantized.data + token * a.q.quantized.cols + at + next(i)) =
+          make_uint2(pairs[0] | pairs[1] << 16, pairs[2] | pairs[3] << 16);
+    }
+    if (lane % 4 == 0) {
+      a.q.quantized.scale[at / kGroup * a.q.quantized.scale_stride + token] = group.scale;
+    }
+  }
+}
+
 // ---- any size ----------------------------------------------------------------------------------
 
 constexpr int kScalarThreads = 256;
@@ -564,6 +680,11 @@ cudaError_t mla_split_norm(const MlaSplitNorm& arguments, const Launch& launch) 
   if (a.tokens <= kManyTokens) {
     return enqueue(
         fp8 ? mla_split_norm_bf16<1, true> : mla_split_norm_bf16<1, false>, grid, launch, a);
+  }
+  if (!fp8 && a.q_lora == kSplitQuery && a.latent == kSplitLatent && a.rope == kSplitRope &&
+      a.q.quantized.data != nullptr) {
+    const auto warp_blocks = static_cast<unsigned>((a.tokens + kSplitWarps - 1) / kSplitWarps);
+    return enqueue(mla_split_norm_many, {warp_blocks, 32 * kSplitWarps}, launch, a);
   }
   grid.blocks.x = static_cast<unsigned>((a.tokens + kTokens - 1) / kTokens);
   return enqueue(fp8 ? mla_split_norm_bf16<kTokens, true> : mla_split_norm_bf16<kTokens, false>,

@@ -437,7 +437,7 @@ TEST(MlaSplitNormTest, WritesAnFp8Cache) {
 
 TEST(MlaSplitNormTest, WritesQueryAndCacheRow) {
   R1D_NEEDS_GPU(80);
-  for (const int64_t tokens : {1, 7, 515}) {
+  for (const int64_t tokens : {1, 7, 515, 1001}) {
     for (const bool interleave : {true, false}) {
       check_split(
           {.tokens = tokens, .q_lora = 1536, .latent = 512, .rope = 64, .interleave = interleave});
@@ -453,6 +453,66 @@ TEST(MlaSplitNormTest, WritesQueryAndCacheRow) {
                    .rope = 16,
                    .interleave = interleave,
                    .pad = 8});
+    }
+  }
+}
+
+// Many tokens take another form than few: one token alone, and all of them.
+TEST(MlaSplitNormTest, ATokensBitsDoNotDependOnTheOthers) {
+  R1D_NEEDS_GPU(80);
+  constexpr int64_t kTokens = 1001;
+  constexpr int64_t kQuery = 1536;
+  constexpr int64_t kLatent = 512;
+  constexpr int64_t kRope = 64;
+  constexpr int64_t kStride = kQuery + kLatent + kRope;
+  auto values = bf16_values(kTokens * kStride, 21);
+  std::fill_n(values.begin(), kQuery, 0.0F);             // a query of zeros
+  std::fill_n(values.begin() + 5 * kStride, 128, 0.0F);  // a group of zeros
+  DeviceArray<uint16_t> x(to_bf16(values));
+  DeviceArray<float> q_weight(random_floats(kQuery, 22));
+  DeviceArray<float> kv_weight(random_floats(kLatent, 23));
+  DeviceArray<float> angles(random_floats(kTokens * kRope, 24));
+  std::vector<int64_t> order(kTokens);
+  for (int64_t t = 0; t < kTokens; ++t) order[t] = kTokens - 1 - t;
+  DeviceArray<int64_t> slots(order);
+  DeviceArray<uint16_t> cache(kTokens * (kLatent + kRope));
+  DeviceArray<uint16_t> q(kTokens * kQuery);
+  DeviceArray<uint8_t> codes(kTokens * kQuery);
+  constexpr int64_t kScaleStride = (kTokens + 3) / 4 * 4;
+  DeviceArray<float> scales(kQuery / 128 * kScaleStride);
+  const auto run = [&](int64_t first, int64_t tokens) {
+    MlaSplitNorm a{.x = bf16(x) + first * kStride,
+                   .tokens = tokens,
+                   .q_lora = kQuery,
+                   .latent = kLatent,
+                   .rope = kRope,
+                   .q_weight = q_weight.data(),
+                   .kv_weight = kv_weight.data(),
+                   .cos_sin = angles.data() + first * kRope,
+                   .q = {.bf16 = bf16(q) + first * kQuery},
+                   .cache = {cache.data(), 1, kLatent + kRope},
+                   .slots = slots.data() + first};
+    a.q.quantized = {codes.data() + first * kQuery, scales.data() + first, kQuery, kScaleStride};
+    ASSERT_EQ(mla_split_norm(a, {}), cudaSuccess);
+  };
+  run(0, kTokens);
+  const auto all_cache = cache.download();
+  const auto all_q = q.download();
+  const auto all_codes = codes.download();
+  const auto all_scales = scales.download();
+  cache.poison();
+  q.poison();
+  codes.poison();
+  scales.poison();
+  for (int64_t t = 0; t < kTokens; t += 77) run(t, std::min<int64_t>(77, kTokens - t));
+  EXPECT_TRUE(cache.download() == all_cache);
+  EXPECT_TRUE(q.download() == all_q);
+  EXPECT_TRUE(codes.download() == all_codes);
+  const auto some_scales = scales.download();
+  for (int64_t g = 0; g < kQuery / 128; ++g) {
+    for (int64_t t = 0; t < kTokens; ++t) {
+      ASSERT_EQ(some_scales[g * kScaleStride + t], all_scales[g * kScaleStride + t])
+          << "token " << t << " group " << g;
     }
   }
 }
