@@ -7,8 +7,8 @@
 //           one query: 30 flops a byte, far below the machine's 200: memory. 64 x 4096 tokens:
 //           71 us at 4.3 TB/s.
 // Launch    One block an SM: two math warpgroups, a warp that loads the cache, one that loads
-//           queries. Shared memory is a ring of 8 KB slices (64 tokens x 64 values), 23 of them at
-//           16 columns: 2.5 pages, of which a half to one are worked on and the rest under way.
+//           queries. Shared memory is a ring of 8 KB slices (64 tokens x 64 values), 18 of them at
+//           16 columns: two pages, of which a half to one are worked on and the rest under way.
 //           The loader starts ahead of the kernels before it: the plan, the block ids and rows of
 //           earlier steps are complete, since the kernel behind mla_plan is launched without
 //           programmatic dependence and so waits for all before it, the step before included. Pages
@@ -29,7 +29,7 @@ namespace {
 // Shared memory of a block for `kColumns` (query token, head) columns.
 template <int kColumns>
 struct Shared {
-  static constexpr int kSlots = kColumns == 16 ? 23 : kColumns == 32 ? 22 : 17;
+  static constexpr int kSlots = kColumns == 16 ? 18 : kColumns == 32 ? 22 : 17;
   uint8_t slots[kSlots][kSliceBytes];        // 1024-byte aligned, 128-byte swizzle
   uint8_t queries[kSlices][kColumns * 128];  // K-major, 128-byte swizzle
   uint8_t probabilities[2][kColumns * 128];  // [column][64 keys] bf16, 128-byte swizzle
