@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Times mla_decode's kernels and their chain at R1's sizes: medians over graph replays, with caches
-// and weights of as many layers as exceed 120 MB in turn.
+// Times mla_decode's kernels, their chain, and the chain with the output product, at R1's sizes:
+// medians over graph replays, with caches and weights of as many layers as exceed 120 MB in turn.
 #include <cstring>
 #include <memory>
 
+#include "kernels/fp8_gemm/fp8_gemm.h"
+#include "kernels/fp8_gemm_prefill/fp8_gemm_prefill.h"
 #include "kernels/mla_decode/mla_decode.h"
 #include "tests/kernels/support.cuh"
 
@@ -62,6 +64,35 @@ std::unique_ptr<DeviceArray<uint16_t>> random_array(size_t count, float scale) {
   return array;
 }
 
+// The output product o of as many layers: random tiles, one scale.
+class OutputProducts {
+ public:
+  OutputProducts(int heads, int layers)
+      : cols_(int64_t{heads} * 128),
+        tiles_(random_array(static_cast<size_t>(layers * kRows * cols_ / 2), 1)),
+        scale_(std::vector<float>(static_cast<size_t>(kRows / 128 * heads), 0.01F)) {}
+
+  cudaError_t enqueue(int layer, const QuantizedRows& x, int tokens, const Launch& launch) {
+    const TiledMatrix w{
+        .tiles = reinterpret_cast<const uint8_t*>(tiles_->data()) + layer * kRows * cols_,
+        .scale = scale_.data(),
+        .rows = kRows,
+        .cols = cols_};
+    auto* to = reinterpret_cast<__nv_bfloat16*>(out_.data());
+    constexpr int kDecodeTokens = 32;
+    return tokens <= kDecodeTokens ? fp8_gemm_decode(w, x, tokens, to, kRows, launch)
+                                   : fp8_gemm_prefill(w, x, tokens, to, kRows, false, launch);
+  }
+
+ private:
+  static constexpr int64_t kRows = 7168;
+  static constexpr int64_t kMaxTokens = 256;
+  const int64_t cols_;
+  std::unique_ptr<DeviceArray<uint16_t>> tiles_;
+  DeviceArray<float> scale_;
+  DeviceArray<uint16_t> out_{kRows * kMaxTokens};
+};
+
 void measure(const Shape& s) {
   constexpr int kRow = 576;
   const int tokens = s.sequences * s.queries;
@@ -81,6 +112,13 @@ void measure(const Shape& s) {
   DeviceArray<float> table(test::random_floats(static_cast<size_t>(tokens) * 64, 3));
   DeviceArray<uint16_t> q_latent(static_cast<size_t>(tokens) * s.heads * kRow);
   DeviceArray<uint16_t> attention(static_cast<size_t>(tokens) * s.heads * 128);
+  auto* const rows = reinterpret_cast<__nv_bfloat16*>(attention.data());
+  OutputProducts products(s.heads, layers);
+  DeviceArray<uint8_t> codes(static_cast<size_t>(tokens) * s.heads * 128);
+  const int64_t scale_stride = (tokens + 3) / 4 * 4;
+  DeviceArray<float> code_scales(static_cast<size_t>(s.heads * scale_stride));
+  const QuantizedRows quantized{
+      codes.data(), code_scales.data(), int64_t{s.heads} * 128, scale_stride};
   std::vector<int32_t> begin, len, context, first, ids;
   for (int i = 0; i < s.sequences; ++i) {
     begin.push_back(i * s.queries);
@@ -129,6 +167,19 @@ void measure(const Shape& s) {
                        .plan = plan.data(),
                        .q_latent = q_latent.data(),
                        .workspace = workspace.data()};
+    const double with_output = test::graph_time_us(
+        calls,
+        [&](int i, cudaStream_t stream) {
+          R1D_MUST(mla_attend(q->data(),
+                              weights(i),
+                              layer_cache(i),
+                              blocks,
+                              step,
+                              {.quantized = quantized},
+                              {stream, true}));
+          R1D_MUST(products.enqueue(i % layers, quantized, tokens, {stream, true}));
+        },
+        kReplays);
     const auto attend = [&](bool dependent) {
       return test::graph_time_us(
           calls,
@@ -138,14 +189,14 @@ void measure(const Shape& s) {
                                 layer_cache(i),
                                 blocks,
                                 step,
-                                attention.data(),
+                                {.bf16 = rows},
                                 {stream, dependent}));
           },
           kReplays);
     };
     const double dependent = attend(true);
     if (deterministic) {
-      std::printf(" | deterministic %6.1f", dependent);
+      std::printf(" | deterministic %6.1f (with o %6.1f)", dependent, with_output);
       break;
     }
     chain = dependent;
@@ -174,7 +225,7 @@ void measure(const Shape& s) {
         calls,
         [&](int i, cudaStream_t stream) {
           R1D_MUST(mla_expand_values(
-              workspace.data(), weights(i), shape, plan.data(), attention.data(), {stream, false}));
+              workspace.data(), weights(i), shape, plan.data(), {.bf16 = rows}, {stream, false}));
         },
         kReplays);
     const double projections = test::graph_time_us(
@@ -183,13 +234,15 @@ void measure(const Shape& s) {
           R1D_MUST(mla_absorb_queries(
               q->data(), weights(i), step.rope, 0.1F, shape, q_latent.data(), {stream, true}));
           R1D_MUST(mla_expand_values(
-              workspace.data(), weights(i), shape, plan.data(), attention.data(), {stream, true}));
+              workspace.data(), weights(i), shape, plan.data(), {.bf16 = rows}, {stream, true}));
         },
         kReplays);
     std::printf(
-        " | chain %6.1f (plain %6.1f) absorb %4.1f decode %6.1f expand %4.1f, absorb + expand "
+        " | chain %6.1f (with o %6.1f, plain %6.1f) absorb %4.1f decode %6.1f expand %4.1f, absorb "
+        "+ expand "
         "programmatic %5.1f",
         chain,
+        with_output,
         plain,
         absorb,
         decode,

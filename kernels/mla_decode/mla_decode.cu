@@ -523,7 +523,7 @@ cudaError_t mla_attend(const void* q,
                        const LatentCache& cache,
                        int64_t num_blocks,
                        const MlaStep& step,
-                       void* attention,
+                       const MlaOutput& out,
                        const Launch& launch) {
   cudaError_t error = mla_absorb_queries(
       q, weights, step.rope, step.softmax_scale, step.shape, step.q_latent, launch);
@@ -537,7 +537,7 @@ cudaError_t mla_attend(const void* q,
                      step.workspace,
                      launch);
   if (error != cudaSuccess) return error;
-  return mla_expand_values(step.workspace, weights, step.shape, step.plan, attention, launch);
+  return mla_expand_values(step.workspace, weights, step.shape, step.plan, out, launch);
 }
 
 }  // namespace r1d::kernels

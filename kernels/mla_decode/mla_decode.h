@@ -6,7 +6,7 @@
 // A layer calls, in this order and with nothing between them on the stream,
 //   mla_absorb_queries   q [T, H, 192]            -> q_latent [T, H, 576]
 //   mla_decode           q_latent, latent cache   -> workspace (sums, whole or in splits)
-//   mla_expand_values    workspace                -> attention output [T, H * 128]
+//   mla_expand_values    workspace                -> attention output [T, H * 128], bf16 or e4m3
 // or mla_attend, which is the three; mla_plan comes once a step before all layers.
 // Everything enqueues on launch.stream, does not synchronise and can be captured; lengths and lists
 // are read on the device, grids follow from MlaShape alone.
@@ -108,14 +108,20 @@ cudaError_t mla_decode(const void* q_latent,
                        void* workspace,
                        const Launch& launch);
 
-// attention[t, h] = W_UV[h] o_latent[t, h], bf16 [T, H * 128], 16-byte aligned; o_latent is merged
-// from the splits on the way. Tokens of padding sequences (context_len 0), and tokens that belong
-// to no sequence, give zeros.
+// Where the attention output goes: bf16 rows, the same rows quantized (to exactly what
+// quantize_rows() makes of the bf16 ones), or both.
+struct MlaOutput {
+  __nv_bfloat16* bf16 = nullptr;  // [T, H * 128], 16-byte aligned; null: not wanted
+  QuantizedRows quantized = {};   // cols H * 128; data == nullptr: not wanted
+};
+
+// out[t, h] = W_UV[h] o_latent[t, h]; o_latent is merged from the splits on the way. Tokens of
+// padding sequences (context_len 0), and tokens that belong to no sequence, give zeros.
 cudaError_t mla_expand_values(const void* workspace,
                               const MlaWeights& weights,
                               const MlaShape& shape,
                               const void* plan,
-                              void* attention,
+                              const MlaOutput& out,
                               const Launch& launch);
 
 // The three above. q_latent: scratch, bf16 [T, H, 576].
@@ -133,7 +139,7 @@ cudaError_t mla_attend(const void* q,
                        const LatentCache& cache,
                        int64_t num_blocks,
                        const MlaStep& step,
-                       void* attention,
+                       const MlaOutput& out,
                        const Launch& launch);
 
 }  // namespace r1d::kernels

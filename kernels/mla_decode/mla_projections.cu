@@ -9,8 +9,12 @@
 // Launch    About one block an SM. absorb: a head's latent values in 8, 2 or 1 blocks by 16 or 32
 //           tokens; the smallest have so little shared memory and so few registers that they fit
 //           beside mla_decode's. expand: clusters of 8, 4 or 2 blocks a head, or single ones with
-//           up to 32 tokens. Both load their weights before they wait for the kernel ahead.
-// Numerics  bf16 products, f32 sums; merge in f32 in the order of the splits.
+//           up to 32 tokens. A block of a cluster merges and multiplies its part of the latent
+//           values and finishes its part of the tokens, whose sums the others send it: so a token's
+//           128 outputs of a head, which are one group of QuantizedRows, meet in one half of a
+//           warp. Both load their weights before they wait for the kernel ahead.
+// Numerics  bf16 products, f32 sums; merge in f32 in the order of the splits. Codes are those of
+//           the outputs rounded to bf16.
 // Source    DeepSeek-V2 report, section 2.1; LSE merge as in Flash-Decoding.
 #include <algorithm>
 
@@ -18,6 +22,7 @@
 
 #include "kernels/common/ptx.cuh"
 #include "kernels/mla_decode/plan.cuh"
+#include "kernels/quantize/quantize.cuh"
 
 namespace r1d::kernels {
 namespace mla {
@@ -253,8 +258,9 @@ __global__ void __launch_bounds__(AbsorbForm<kWarps, kRowTiles>::kBoundThreads, 
 constexpr int kPairs = kLatent / 32;  // of k steps
 constexpr int kChunk = 64;            // latent values that 16 lanes merge, four each
 constexpr int kChunks = kLatent / kChunk;
-constexpr int kMaxTiles = 4;                 // of 8 tokens, of a block
-constexpr int kRowBytes = kLatent * 2 + 64;  // of a token in shared memory; +64: no bank conflicts
+constexpr int kMaxTiles = 4;      // of 8 tokens, of a block
+constexpr int kMergedBytes = 32;  // Merged
+constexpr int kRowTiles = kValue / 16;
 
 struct ExpandArguments {
   WorkspaceView in;
@@ -266,29 +272,35 @@ struct ExpandArguments {
   int32_t slot_columns;  // of the workspace
   int32_t max_splits;
   bool deterministic;
-  __nv_bfloat16* attention;
+  MlaOutput out;
 };
 
-// How kSplit blocks share a head.
+// How kSplit blocks share a head: each has a part of K, and a part of the tokens to finish.
 template <int kSplit>
 struct ExpandForm {
   // Large clusters of which an SM holds only one would not all find a place.
   static constexpr int kThreads = kSplit >= 4 ? 256 : 512;
   static constexpr int kWarps = kThreads / 32;
-  static constexpr int kOutputs = kValue / kSplit;  // of a block
-  static constexpr int kRowTiles = kOutputs / 16;
-  static constexpr int kParts = kWarps / kRowTiles;  // of K: a warp each
-  static constexpr int kOwnPairs = kPairs / kParts;
-  static constexpr int kOwnChunks = kChunks / kSplit;               // that a block merges
-  static constexpr int kPitch = kOutputs + 4;                       // no bank conflicts
-  static constexpr int kSumsBytes = kParts * kTokens * kPitch * 4;  // of a tile of tokens
+  static constexpr int kWarpParts = kWarps / kRowTiles;  // of the block's K: a warp each
+  static constexpr int kParts = kSplit * kWarpParts;     // of K
+  static constexpr int kOwnPairs = kPairs / kParts;      // of a warp
+  static constexpr int kOwnChunks = kChunks / kSplit;    // that a block merges and multiplies
+  // Chunks and splits whose loads are under way together: as many as registers allow.
+  static constexpr int kAtOnce = kSplit == 1 ? 2 : 1;
+  static constexpr int kSplitsAtOnce = kSplit == 1 ? 2 : kSplit == 2 ? 8 : 12;
+  // Of a token's merged values in shared memory, and of its sums (floats); no bank conflicts.
+  static constexpr int kRowBytes = kOwnChunks * kChunk * 2 + 64;
+  static constexpr int kSumsPitch = kParts * kValue + 4;
+  static constexpr int kSharesBytes = kWarps * 16 * kMergedBytes;
 
-  // Shared memory: o_latent, bf16 [tokens][kRowBytes]; the parts' sums (and before them those of
-  // who shares a token's splits); the splits' weights [tokens][max_splits].
+  // Shared memory: merged values, bf16 [tokens][kRowBytes]; sums of the tokens that the block
+  // finishes [tokens / kSplit][kParts][128], written by the cluster; what is passed on between
+  // those who share a token's splits; the splits' weights [tokens][max_splits].
   static size_t shared_bytes(const ExpandArguments& args) {
     const auto tokens = static_cast<size_t>(args.tiles) * kTokens;
-    return tokens * (kRowBytes + static_cast<size_t>(args.max_splits) * 4) +
-           static_cast<size_t>(args.tiles) * kSumsBytes;
+    return tokens *
+               (kRowBytes + kSumsPitch * 4 / kSplit + static_cast<size_t>(args.max_splits) * 4) +
+           kSharesBytes;
   }
 };
 
@@ -339,67 +351,97 @@ __device__ __forceinline__ void add_scaled(float4& to, const float4& v, float fa
   to.z = fmaf(v.z, factor, to.z);
   to.w = fmaf(v.w, factor, to.w);
 }
-// Row of the workspace that holds split k of a token.
-__device__ __forceinline__ int64_t split_row(const TokenSplits& splits,
-                                             int k,
-                                             const ExpandArguments& args,
-                                             int head) {
-  const int slot = k == 0 ? splits.first : splits.next + (k - 1) * splits.step;
-  return static_cast<int64_t>(slot) * args.slot_columns + splits.query * args.heads + head;
+// Where a token's splits stand in the workspace, for one head; splits past `count` are not there.
+struct SplitRows {
+  int first;  // row of split 0
+  int next;   // next + k * step: row of split k, k > 0
+  int step;
+  int count;  // 0 where nothing is to be merged
+  __device__ __forceinline__ SplitRows(const TokenSplits& splits,
+                                       const ExpandArguments& args,
+                                       int head)
+      : step(splits.step * args.slot_columns), count(splits.count > 1 ? splits.count : 0) {
+    const int column = splits.query * args.heads + head;
+    first = splits.first * args.slot_columns + column;
+    next = splits.next * args.slot_columns + column - step;
+  }
+  __device__ __forceinline__ int operator[](int k) const {
+    return k == 0 ? first : next + k * step;
+  }
+};
+
+// A warp's share of the log2-sum-exps of a token: splits lane, lane + 32 ...
+constexpr int kLseRounds = kMaxParts / 32;
+__device__ __forceinline__ void load_lses(const ExpandArguments& args,
+                                          const SplitRows& rows,
+                                          float (&lse)[kLseRounds]) {
+#pragma unroll
+  for (int i = 0; i < kLseRounds; ++i) {
+    const int k = static_cast<int>(threadIdx.x) % 32 + 32 * i;
+    lse[i] = load_lse(args.in.lse + rows[k], k < rows.count);
+  }
 }
 
-// A warp: the weights of a token's splits, 2^(lse - most) over their sum.
-__device__ __forceinline__ void weigh_splits(const TokenSplits& splits,
-                                             const ExpandArguments& args,
-                                             int head,
+// Over the lanes of a warp. In the order of two's complement, which one instruction compares.
+__device__ __forceinline__ float warp_max(float x) {
+  const auto order = [](int bits) { return bits < 0 ? bits ^ 0x7FFFFFFF : bits; };
+  return __int_as_float(order(__reduce_max_sync(~0U, order(__float_as_int(x)))));
+}
+
+// A warp: what a token's splits weigh, up to a factor: 2^(lse - most).
+__device__ __forceinline__ void weigh_splits(const float (&lse)[kLseRounds],
+                                             int count,
                                              float* weights) {
-  constexpr int kRounds = kMaxParts / 32;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  float lse[kRounds];
-  float most = -INFINITY;
+  float most = lse[0];
 #pragma unroll
-  for (int i = 0; i < kRounds; ++i) {
-    const int k = lane + 32 * i;
-    lse[i] = load_lse(args.in.lse + split_row(splits, k, args, head), k < splits.count);
-  }
-#pragma unroll
-  for (const float value : lse) most = fmaxf(most, value);
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) most = fmaxf(most, __shfl_xor_sync(~0U, most, step));
+  for (int i = 1; i < kLseRounds; ++i) most = fmaxf(most, lse[i]);
+  most = warp_max(most);
   const float base = most == -INFINITY ? 0.0F : most;
-  float sum = 0;
 #pragma unroll
-  for (float& value : lse) {
-    value = exp2_fast(value - base);
-    sum += value;
-  }
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0U, sum, step);
-  const float scale = sum > 0 ? 1.0F / sum : 0.0F;
-#pragma unroll
-  for (int i = 0; i < kRounds; ++i) {
-    const int k = lane + 32 * i;
-    if (k < splits.count) weights[k] = lse[i] * scale;
+  for (int i = 0; i < kLseRounds; ++i) {
+    const int k = static_cast<int>(threadIdx.x) % 32 + 32 * i;
+    if (k < count) weights[k] = exp2_fast(lse[i] - base);
   }
 }
 
-// Merges the block's kOwnChunks chunks of its tokens' latent values and gives them to all blocks of
-// the cluster. 16 lanes take some chunks of one token, kAtOnce in flight together; where tokens are
-// few they share its splits as well.
-template <int kSplit, int kAtOnce>
+// A weighted sum of splits, still to be divided by the sum of their weights.
+struct Merged {
+  float4 sum;
+  float weight;
+};
+__device__ __forceinline__ void add(Merged& to, const Merged& other) {
+  add(to.sum, other.sum);
+  to.weight += other.weight;
+}
+__device__ __forceinline__ Merged of_lane_xor(const Merged& own, int lane) {
+  const auto other = [=](float x) { return __shfl_xor_sync(~0U, x, lane); };
+  return {make_float4(other(own.sum.x), other(own.sum.y), other(own.sum.z), other(own.sum.w)),
+          other(own.weight)};
+}
+__device__ __forceinline__ uint2 divided(const Merged& merged) {
+  const float scale = merged.weight > 0 ? __fdividef(1.0F, merged.weight) : 0.0F;
+  const float4& v = merged.sum;
+  return pack_bf16x4(make_float4(v.x * scale, v.y * scale, v.z * scale, v.w * scale));
+}
+static_assert(sizeof(Merged) == kMergedBytes);
+
+// Merges the block's kOwnChunks chunks of its tokens' latent values. 16 lanes take some chunks of
+// one token; where tokens are few they share its splits as well.
+template <int kSplit>
 __device__ __forceinline__ void merge_splits(const ExpandArguments& args,
                                              int head,
                                              int rank,
                                              int begin,
                                              int count,
                                              uint8_t* tokens,
-                                             uint64_t* given,
-                                             float4* shares,
+                                             Merged* shares,
                                              float* weights) {
-  constexpr int kOwn = ExpandForm<kSplit>::kOwnChunks;
-  constexpr int kWarps = ExpandForm<kSplit>::kWarps;
+  using Form = ExpandForm<kSplit>;
+  constexpr int kOwn = Form::kOwnChunks;
+  constexpr int kWarps = Form::kWarps;
   constexpr int kMergers = 2 * kWarps;
-  constexpr int kSplits = (kSplit >= 4 ? 12 : 8) / kAtOnce;  // in flight together
+  constexpr int kAtOnce = Form::kAtOnce;
+  constexpr int kSplits = Form::kSplitsAtOnce;
   const int lane = static_cast<int>(threadIdx.x) % 16;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int merger = static_cast<int>(threadIdx.x) / 16;
@@ -410,59 +452,60 @@ __device__ __forceinline__ void merge_splits(const ExpandArguments& args,
   const int share = merger % per_token % sharers;
   const int first = merger % per_token / sharers;  // chunk
   const int stride = per_token / sharers;
-  const auto value_of = [&](int chunk) { return (rank * kOwn + chunk) * kChunk + lane * 4; };
+  const auto own_value = [&](int chunk) { return chunk * kChunk + lane * 4; };
+  const int first_value = rank * kOwn * kChunk;
   // The plan is older than the kernel ahead.
   const TokenSplits splits = token < count ? args.plan[begin + token] : TokenSplits{};
-  TokenSplits weighed = warp < count ? args.plan[begin + warp] : TokenSplits{};
+  const SplitRows rows(splits, args, head);
+  SplitRows weighed(warp < count ? args.plan[begin + warp] : TokenSplits{}, args, head);
+  const float* partial = args.in.partial + first_value;
   grid_dependency_wait();
-  grid_launch_dependents();
+  if constexpr (kSplit > 1) grid_launch_dependents();
 
-  const int num_splits = splits.count > 1 ? splits.count : 0;
+  // What the weights need comes first: they take longest.
+  float lse[kLseRounds];
+  load_lses(args, weighed, lse);
   float4 sums[kAtOnce][kSplits];
   const auto load = [&](int chunk, int k) {
 #pragma unroll
     for (int j = 0; j < kSplits; ++j) {
       const int split = k + j * sharers;
-      const float* row = args.in.partial + split_row(splits, split, args, head) * kLatent;
+      const float* row = partial + int64_t{rows[split]} * kLatent;
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
         const int at = chunk + i * stride;
-        sums[i][j] = load_sums(row + value_of(at), at < kOwn && split < num_splits);
+        sums[i][j] = load_sums(row + own_value(at), at < kOwn && split < rows.count);
       }
     }
   };
-  const auto give = [&](int chunk, uint2 packed) {
-    uint8_t* to = tokens + token * kRowBytes + value_of(chunk) * 2;
-    if constexpr (kSplit == 1) {
-      *reinterpret_cast<uint2*>(to) = packed;
-    } else {
-#pragma unroll
-      for (int r = 0; r < kSplit; ++r) {
-        cluster_store_async(cluster_address(smem_address(to), r),
-                            make_float2(__uint_as_float(packed.x), __uint_as_float(packed.y)),
-                            cluster_address(smem_address(given), r));
-      }
-    }
+  const auto store = [&](int chunk, uint2 packed) {
+    *reinterpret_cast<uint2*>(tokens + token * Form::kRowBytes + own_value(chunk) * 2) = packed;
   };
   load(first, share);
   for (int t = warp; t < count; t += kWarps) {
-    if (t != warp) weighed = args.plan[begin + t];
-    if (weighed.count > 1) weigh_splits(weighed, args, head, weights + t * args.max_splits);
+    if (t != warp) {
+      weighed = SplitRows(args.plan[begin + t], args, head);
+      load_lses(args, weighed, lse);
+    }
+    if (weighed.count > 1) weigh_splits(lse, weighed.count, weights + t * args.max_splits);
   }
   if constexpr (kSplit > 1) cluster_wait();
   __syncthreads();
 
   const float* own_weights = weights + token * args.max_splits;
   float4 merged[kAtOnce];
+  float weight_sum = 0;
   for (int chunk = first; chunk < kOwn; chunk += kAtOnce * stride) {
 #pragma unroll
     for (float4& sum : merged) sum = make_float4(0, 0, 0, 0);
-    for (int k = share; k < num_splits; k += kSplits * sharers) {
+    weight_sum = 0;
+    for (int k = share; k < rows.count; k += kSplits * sharers) {
       if (chunk != first || k != share) load(chunk, k);
 #pragma unroll
       for (int j = 0; j < kSplits; ++j) {
         const int split = k + j * sharers;
-        const float weight = split < num_splits ? own_weights[split] : 0.0F;
+        const float weight = split < rows.count ? own_weights[split] : 0.0F;
+        weight_sum += weight;
 #pragma unroll
         for (int i = 0; i < kAtOnce; ++i) add_scaled(merged[i], sums[i][j], weight);
       }
@@ -470,33 +513,32 @@ __device__ __forceinline__ void merge_splits(const ExpandArguments& args,
     if (sharers > 1 || token >= count || splits.count == 1) continue;
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      if (chunk + i * stride < kOwn) give(chunk + i * stride, pack_bf16x4(merged[i]));
+      if (chunk + i * stride < kOwn) store(chunk + i * stride, divided({merged[i], weight_sum}));
     }
   }
   if (sharers > 1) {  // one chunk each; lanes 0 .. 15 of a warp and the others share one
-    merged[0].x += __shfl_xor_sync(~0U, merged[0].x, 16);
-    merged[0].y += __shfl_xor_sync(~0U, merged[0].y, 16);
-    merged[0].z += __shfl_xor_sync(~0U, merged[0].z, 16);
-    merged[0].w += __shfl_xor_sync(~0U, merged[0].w, 16);
-    if (merger % 2 == 0) shares[merger / 2 * 16 + lane] = merged[0];
+    Merged all{merged[0], weight_sum};
+    add(all, of_lane_xor(all, 16));
+    if (merger % 2 == 0) shares[merger / 2 * 16 + lane] = all;
     __syncthreads();
     if (share == 0 && token < count && splits.count != 1) {
-      for (int i = 1; i < sharers / 2; ++i) add(merged[0], shares[(merger / 2 + i) * 16 + lane]);
-      give(first, pack_bf16x4(merged[0]));
+      for (int i = 1; i < sharers / 2; ++i) add(all, shares[(merger / 2 + i) * 16 + lane]);
+      store(first, divided(all));
     }
   }
   if (splits.count == 1 && share == 0) {
     const auto* row = static_cast<const __nv_bfloat16*>(args.in.latent) +
-                      (static_cast<int64_t>(begin + token) * args.heads + head) * kLatent;
+                      (static_cast<int64_t>(begin + token) * args.heads + head) * kLatent +
+                      first_value;
     uint2 whole[kOwn];
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       const int chunk = first + i * stride;
-      if (chunk < kOwn) whole[i] = __ldcg(reinterpret_cast<const uint2*>(row + value_of(chunk)));
+      if (chunk < kOwn) whole[i] = __ldcg(reinterpret_cast<const uint2*>(row + own_value(chunk)));
     }
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
-      if (first + i * stride < kOwn) give(first + i * stride, whole[i]);
+      if (first + i * stride < kOwn) store(first + i * stride, whole[i]);
     }
   }
 }
@@ -525,92 +567,138 @@ __device__ __forceinline__ void multiply(const uint32_t (&a)[kOwnPairs][2][4],
   for (int i = 0; i < 4; ++i) out[i] = d[0][i];
 }
 
+// The sums over all of K of the block's tokens, and their store. 16 lanes a token: lane l has
+// outputs 16 (l / 2) + 4 (l % 2) .. + 3, and those 8 further on.
+template <int kSplit>
+__device__ __forceinline__ void finish_tokens(
+    const ExpandArguments& args, const float* sums, int head, int rank, int begin, int owned) {
+  using Form = ExpandForm<kSplit>;
+  const int lane = static_cast<int>(threadIdx.x) % 16;
+  const int64_t cols = static_cast<int64_t>(args.heads) * kValue;
+  const int64_t column = static_cast<int64_t>(head) * kValue + lane / 2 * 16 + lane % 2 * 4;
+  // Whole warps: the group's maximum is a shuffle.
+  for (int i = static_cast<int>(threadIdx.x) / 32 * 2; i < owned; i += 2 * Form::kWarps) {
+    const int slot = i + static_cast<int>(threadIdx.x) / 16 % 2;
+    const bool real = slot < owned;
+    const float* from = sums + (real ? slot : i) * Form::kSumsPitch + lane * 8;
+    float4 d[Form::kParts][2];
+#pragma unroll
+    for (int p = 0; p < Form::kParts; ++p) {
+      d[p][0] = *reinterpret_cast<const float4*>(from + p * kValue);
+      d[p][1] = *reinterpret_cast<const float4*>(from + p * kValue + 4);
+    }
+#pragma unroll
+    for (int step = 1; step < Form::kParts; step *= 2) {
+#pragma unroll
+      for (int p = 0; p < Form::kParts; p += 2 * step) {
+        add(d[p][0], d[p + step][0]);
+        add(d[p][1], d[p + step][1]);
+      }
+    }
+    const float4 a = d[0][0];
+    const float4 b = d[0][1];
+    const uint2 low = pack_bf16x4(make_float4(a.x, a.z, b.x, b.z));
+    const uint2 high = pack_bf16x4(make_float4(a.y, a.w, b.y, b.w));
+    const int64_t token = begin + slot * kSplit + rank;
+    if (args.out.bf16 != nullptr && real) {
+      __nv_bfloat16* to = args.out.bf16 + token * cols + column;
+      *reinterpret_cast<uint2*>(to) = low;
+      *reinterpret_cast<uint2*>(to + 8) = high;
+    }
+    if (args.out.quantized.data == nullptr) continue;
+    const uint4 packed[1] = {make_uint4(low.x, low.y, high.x, high.y)};
+    QuantizedOctet octet[1];
+    quantize_octets(packed, octet);
+    if (!real) continue;
+    uint8_t* codes = args.out.quantized.data + token * cols + column;
+    *reinterpret_cast<uint32_t*>(codes) = octet[0].codes.x;
+    *reinterpret_cast<uint32_t*>(codes + 8) = octet[0].codes.y;
+    if (lane == 0) {
+      args.out.quantized.scale[head * args.out.quantized.scale_stride + token] = octet[0].scale;
+    }
+  }
+}
+
 #endif
 
 // Cluster (head, 8 args.tiles tokens) of kSplit blocks: block `rank` merges a kSplit-th of the
-// latent values for all of them, then computes a kSplit-th of the outputs.
-template <int kSplit, int kAtOnce>
+// latent values, multiplies them, and finishes tokens rank, rank + kSplit ...
+template <int kSplit>
 __global__ void __launch_bounds__(ExpandForm<kSplit>::kThreads,
                                   ExpandForm<kSplit>::kThreads == 512 ? 1 : 2)
     expand_kernel(const __grid_constant__ ExpandArguments args) {
 #ifdef R1D_SM90
   using Form = ExpandForm<kSplit>;
   extern __shared__ __align__(128) uint8_t tokens[];
-  auto* sums = reinterpret_cast<float*>(tokens + args.tiles * kTokens * kRowBytes);
-  float* weights = sums + args.tiles * (Form::kSumsBytes / 4);
+  auto* sums = reinterpret_cast<float*>(tokens + args.tiles * kTokens * Form::kRowBytes);
+  float* shares = sums + args.tiles * kTokens / kSplit * Form::kSumsPitch;
+  float* weights = shares + Form::kSharesBytes / 4;
   const int head = static_cast<int>(blockIdx.x) / kSplit;
   const int rank = static_cast<int>(blockIdx.x) % kSplit;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int tile = warp % Form::kRowTiles;
-  const int part = warp / Form::kRowTiles;
+  const int tile = warp % kRowTiles;
+  const int part = warp / kRowTiles;
   uint32_t a[Form::kOwnPairs][2][4];
-  const uint4* fragments =
-      args.uv + ((static_cast<int64_t>(head) * (kValue / 16) + rank * Form::kRowTiles + tile) *
-                     (kLatent / 16) +
-                 part * Form::kOwnPairs * 2) *
-                    32;
+  const uint4* fragments = args.uv + ((static_cast<int64_t>(head) * kRowTiles + tile) * kPairs +
+                                      (rank * Form::kWarpParts + part) * Form::kOwnPairs) *
+                                         64;
 #pragma unroll
-  for (int i = 0; i < Form::kOwnPairs * 2; ++i)
+  for (int i = 0; i < Form::kOwnPairs * 2; ++i) {
     load_weights(a[i / 2][i % 2], fragments + i * 32 + lane);
+  }
   const int begin = static_cast<int>(blockIdx.y) * args.tiles * kTokens;
   const int count = min(args.tiles * kTokens, args.num_tokens - begin);
+  const int owned = (count - rank + kSplit - 1) / kSplit;
   // Stores that count themselves: a barrier of the cluster that releases them takes 1 to 2 us
   // beside the next kernel's loads.
-  __shared__ uint64_t given;
+  __shared__ uint64_t added;
   if constexpr (kSplit > 1) {
     if (threadIdx.x == 0) {
-      mbarrier_init(&given, 1);
+      mbarrier_init(&added, 1);
       mbarrier_init_fence();
-      mbarrier_arrive_expect(&given, static_cast<uint32_t>(count) * kLatent * 2);
+      mbarrier_arrive_expect(&added, static_cast<uint32_t>(owned) * Form::kParts * kValue * 4);
     }
     cluster_arrive_relaxed();  // after everyone's wait, everyone's barriers stand
   }
-  merge_splits<kSplit, kAtOnce>(
-      args, head, rank, begin, count, tokens, &given, reinterpret_cast<float4*>(sums), weights);
-  if constexpr (kSplit > 1) {
-    mbarrier_wait(&given, 0);
-  } else {
-    __syncthreads();
-  }
+  if constexpr (kSplit == 1) grid_launch_dependents();
+  merge_splits<kSplit>(
+      args, head, rank, begin, count, tokens, reinterpret_cast<Merged*>(shares), weights);
+  __syncthreads();
 
-  // Rows of `tokens` past `count` hold anything: each token is a column of its own.
+  // Rows of `tokens` past `count` hold anything: each token is a column of its own. A sum's outputs
+  // r and r + 8 of a tile stand side by side.
+  float* to = sums + (rank * Form::kWarpParts + part) * kValue + tile * 16 + lane / 4 * 2;
 #pragma unroll 1
   for (int n = 0; n * kTokens < count; ++n) {
     float d[4];
-    multiply<Form::kOwnPairs>(
-        a,
-        tokens + (n * kTokens + lane / 4) * kRowBytes + part * Form::kOwnPairs * 64 + lane % 4 * 16,
-        d);
-    float* to = sums + n * (Form::kSumsBytes / 4) + part * kTokens * Form::kPitch;
+    multiply<Form::kOwnPairs>(a,
+                              tokens + (n * kTokens + lane / 4) * Form::kRowBytes +
+                                  part * Form::kOwnPairs * 64 + lane % 4 * 16,
+                              d);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      to[(2 * (lane % 4) + i % 2) * Form::kPitch + tile * 16 + lane / 4 + 8 * (i / 2)] = d[i];
-    }
-  }
-  __syncthreads();
-  for (int i = threadIdx.x; i < count * (Form::kOutputs / 2); i += Form::kThreads) {
-    const int token = i / (Form::kOutputs / 2);
-    const int output = i % (Form::kOutputs / 2) * 2;
-    const float* from =
-        sums + token / kTokens * (Form::kSumsBytes / 4) + token % kTokens * Form::kPitch + output;
-    float2 d[Form::kParts];
-#pragma unroll
-    for (int p = 0; p < Form::kParts; ++p) {
-      d[p] = *reinterpret_cast<const float2*>(from + p * kTokens * Form::kPitch);
-    }
-#pragma unroll
-    for (int step = 1; step < Form::kParts; step *= 2) {
-#pragma unroll
-      for (int p = 0; p < Form::kParts; p += 2 * step) {
-        d[p].x += d[p + step].x;
-        d[p].y += d[p + step].y;
+    for (int c = 0; c < 2; ++c) {
+      const int token = n * kTokens + 2 * (lane % 4) + c;
+      if (token >= count) continue;
+      float* at = to + token / kSplit * Form::kSumsPitch;
+      const float2 pair = make_float2(d[c], d[2 + c]);
+      if constexpr (kSplit == 1) {
+        *reinterpret_cast<float2*>(at) = pair;
+      } else {
+        const auto owner = static_cast<uint32_t>(token % kSplit);
+        cluster_store_async(cluster_address(smem_address(at), owner),
+                            pair,
+                            cluster_address(smem_address(&added), owner));
       }
     }
-    const int64_t row = static_cast<int64_t>(begin + token) * args.heads + head;
-    *reinterpret_cast<__nv_bfloat162*>(args.attention + row * kValue + rank * Form::kOutputs +
-                                       output) = __floats2bfloat162_rn(d[0].x, d[0].y);
   }
+  if constexpr (kSplit == 1) {
+    __syncthreads();
+  } else {
+    if (owned == 0) return;
+    mbarrier_wait(&added, 0);
+  }
+  finish_tokens<kSplit>(args, sums, head, rank, begin, owned);
 #endif
 }
 
@@ -641,9 +729,9 @@ cudaError_t launch_absorb(const void* q,
                  static_cast<__nv_bfloat16*>(q_latent));
 }
 
-template <int kSplit, int kAtOnce>
+template <int kSplit>
 cudaError_t launch_expand(const ExpandArguments& args, const Launch& launch) {
-  const auto kernel = expand_kernel<kSplit, kAtOnce>;
+  const auto kernel = expand_kernel<kSplit>;
   const cudaError_t error = leave_shared_memory(kernel);
   if (error != cudaSuccess) return error;
   const int tile = args.tiles * kTokens;
@@ -711,8 +799,13 @@ cudaError_t mla_expand_values(const void* workspace,
                               const MlaWeights& weights,
                               const MlaShape& shape,
                               const void* plan,
-                              void* attention,
+                              const MlaOutput& out,
                               const Launch& launch) {
+  const QuantizedRows& quantized = out.quantized;
+  if (quantized.data != nullptr && (quantized.cols != int64_t{shape.heads} * mla::kValue ||
+                                    quantized.scale_stride < shape.num_tokens)) {
+    return cudaErrorInvalidValue;
+  }
   if (shape.num_tokens == 0) return cudaSuccess;
   const mla::Tiling tiling = mla::tiling(shape);
   mla::ExpandArguments args{.in = mla::workspace_view(workspace, shape),
@@ -724,15 +817,14 @@ cudaError_t mla_expand_values(const void* workspace,
                             .slot_columns = tiling.groups * tiling.columns,
                             .max_splits = shape.deterministic ? mla::kMaxSplits : tiling.parts,
                             .deterministic = shape.deterministic,
-                            .attention = static_cast<__nv_bfloat16*>(attention)};
+                            .out = out};
   // As many blocks as SMs: few tokens share out a head, many share a block.
   const int blocks = shape.heads * ((shape.num_tokens + mla::kTokens - 1) / mla::kTokens);
-  if (blocks * 8 <= shape.num_sms) return mla::launch_expand<8, 1>(args, launch);
-  if (blocks * 4 <= shape.num_sms) return mla::launch_expand<4, 1>(args, launch);
-  if (blocks * 2 <= shape.num_sms) return mla::launch_expand<2, 1>(args, launch);
-  if (blocks <= shape.num_sms) return mla::launch_expand<1, 2>(args, launch);
+  if (blocks * 8 <= shape.num_sms) return mla::launch_expand<8>(args, launch);
+  if (blocks * 4 <= shape.num_sms) return mla::launch_expand<4>(args, launch);
+  if (blocks * 2 <= shape.num_sms) return mla::launch_expand<2>(args, launch);
   args.tiles = std::min((blocks + shape.num_sms - 1) / shape.num_sms, mla::kMaxTiles);
-  return mla::launch_expand<1, 4>(args, launch);
+  return mla::launch_expand<1>(args, launch);
 }
 
 }  // namespace r1d::kernels

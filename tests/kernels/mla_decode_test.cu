@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "kernels/mla_decode/mla_decode.h"
+#include "kernels/quantize/quantize.h"
 #include "tests/kernels/support.cuh"
 #include "tests/support/latent_reference.h"
 
@@ -73,7 +74,7 @@ class Layer {
             .deterministic = c_.deterministic};
   }
 
-  // Runs the layer `runs` times into the same poisoned buffers; false when a launch was refused.
+  // Runs the layer `runs` times into the same poisoned buffers. Its two outputs are the same rows.
   void run(int runs = 1) {
     const MlaShape shape = this->shape();
     DeviceArray<uint8_t> kv_b(kv_b_);
@@ -88,6 +89,9 @@ class Layer {
     DeviceArray<uint8_t> workspace(mla_workspace_bytes(shape));
     DeviceArray<uint16_t> q_latent(static_cast<size_t>(tokens_) * c_.heads * kRow);
     DeviceArray<uint16_t> attention(static_cast<size_t>(tokens_) * c_.heads * kValue);
+    Quantized quantized(*this);
+    Quantized expected(*this);
+    auto* rows = reinterpret_cast<__nv_bfloat16*>(attention.data());
     const StepSequences sequences{query_begin.data(),
                                   query_len.data(),
                                   context_len.data(),
@@ -116,9 +120,14 @@ class Layer {
            .plan = plan.data(),
            .q_latent = q_latent.data(),
            .workspace = workspace.data()},
-          attention.data(),
+          {.bf16 = i % 3 == 2 ? nullptr : rows,
+           .quantized = i % 3 == 1 ? QuantizedRows{} : quantized.view()},
           {.dependent = c_.dependent && i > 0}));
     }
+    const int64_t cols = int64_t{c_.heads} * kValue;
+    R1D_MUST(quantize_rows(rows, cols, tokens_, expected.view(), launch));
+    EXPECT_EQ(quantized.codes.download(), expected.codes.download());
+    EXPECT_EQ(quantized.scale_bits(), expected.scale_bits());
     q_latent_ = test::from_bf16(q_latent.download());
     attention_bits_ = attention.download();
     attention_ = test::from_bf16(attention_bits_);
@@ -168,6 +177,26 @@ class Layer {
   }
 
  private:
+  // The output as codes.
+  struct Quantized {
+    explicit Quantized(const Layer& layer)
+        : cols(int64_t{layer.c_.heads} * kValue),
+          scale_stride((layer.tokens_ + 3) / 4 * 4),
+          codes(static_cast<size_t>(layer.tokens_ * cols)),
+          scale(static_cast<size_t>(layer.c_.heads * scale_stride)) {}
+    QuantizedRows view() { return {codes.data(), scale.data(), cols, scale_stride}; }
+    std::vector<uint32_t> scale_bits() const {  // what no token owns is NaN
+      const std::vector<float> values = scale.download();
+      std::vector<uint32_t> bits(values.size());
+      std::memcpy(bits.data(), values.data(), bits.size() * sizeof(uint32_t));
+      return bits;
+    }
+    int64_t cols;
+    int64_t scale_stride;
+    DeviceArray<uint8_t> codes;
+    DeviceArray<float> scale;
+  };
+
   static constexpr float kScale = 0.1147213867F;  // R1: 192^-0.5 and its yarn factor
 
   void make_weights() {

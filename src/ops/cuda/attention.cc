@@ -8,7 +8,6 @@
 
 #include "kernels/generic/generic.h"
 #include "kernels/mla_prefill/mla_prefill.h"
-#include "kernels/quantize/quantize.h"
 
 namespace r1d::ops::cuda {
 namespace {
@@ -140,24 +139,16 @@ absl::Status Attention::run(const PreparedAttention& weights,
                             const Output& out) {
   R1D_CHECK(pages.width == row_dim_);
   R1D_RETURN_IF_ERROR(project(weights, pages, x));
-  Rows attended{.data = heads_out_, .stride = heads_ * dims_.v_head_dim, .quantized = {}};
+  // The heads' values leave as codes where o takes codes.
+  const bool as_codes = r1_ && weights.o.is_tiled();
+  const int64_t width = heads_ * dims_.v_head_dim;
+  const Rows attended{.data = heads_out_,
+                      .stride = width,
+                      .quantized = as_codes ? linear_.scratch(width) : kernels::QuantizedRows{}};
   if (!r1_) {
     R1D_RETURN_IF_ERROR(generic(weights, pages));
   } else {
-    // A chunk's output leaves as codes; what decodes beside it is quantized apart.
-    const bool as_codes = weights.o.is_tiled() && step_.num_prefill_tokens() > 0;
-    R1D_RETURN_IF_ERROR(decode(weights, pages));
-    if (as_codes) {
-      const int64_t decoding = step_.num_decode_tokens();
-      const Cost cost{.bytes = bytes(decoding * attended.stride, 3)};
-      attended.quantized = linear_.scratch(attended.stride);
-      if (decoding > 0) {
-        R1D_RETURN_IF_ERROR(launches_(Kind::kO, cost, [&](const Launch& launch) {
-          return kernels::quantize_rows(
-              attended.data, attended.stride, decoding, attended.quantized, launch);
-        }));
-      }
-    }
+    R1D_RETURN_IF_ERROR(decode(weights, pages, attended.quantized));
     R1D_RETURN_IF_ERROR(prefill(weights, pages, attended.quantized));
   }
   return linear_.multiply(Kind::kO, weights.o, attended, step_.num_tokens(), out);
@@ -213,7 +204,9 @@ absl::Status Attention::project(const PreparedAttention& weights,
                           {.data = q_, .stride = heads_ * query_dim_});
 }
 
-absl::Status Attention::decode(const PreparedAttention& weights, const LatentPages& pages) {
+absl::Status Attention::decode(const PreparedAttention& weights,
+                               const LatentPages& pages,
+                               const kernels::QuantizedRows& codes) {
   const int64_t tokens = step_.num_decode_tokens();
   if (tokens == 0) return absl::OkStatus();
   const kernels::MlaRope rope{.table = step_.cos_sin(), .interleave = dims_.rope_interleave};
@@ -243,13 +236,15 @@ absl::Status Attention::decode(const PreparedAttention& weights, const LatentPag
                                    decode_workspace_,
                                    launch);
       }));
+  const kernels::MlaOutput to{.bf16 = codes.data == nullptr ? heads_out_ : nullptr,
+                              .quantized = codes};
   return launches_(Kind::kExpand,
                    {.bytes = bytes(matrix, 2) +
                              bytes(tokens * heads_ * (dims_.kv_lora_rank + dims_.v_head_dim), 2),
                     .flops = product},
                    [&](const Launch& launch) {
                      return kernels::mla_expand_values(
-                         decode_workspace_, weights.absorbed, shape(), plan_, heads_out_, launch);
+                         decode_workspace_, weights.absorbed, shape(), plan_, to, launch);
                    });
 }
 

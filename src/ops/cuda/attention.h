@@ -46,8 +46,10 @@ class Attention {
 
  private:
   absl::Status project(const PreparedAttention& weights, const LatentPages& pages, const Rows& x);
-  absl::Status decode(const PreparedAttention& weights, const LatentPages& pages);
-  // `codes`: where the output goes when its data is not null.
+  // The heads' values go to `codes`, or where that is null to heads_out_.
+  absl::Status decode(const PreparedAttention& weights,
+                      const LatentPages& pages,
+                      const kernels::QuantizedRows& codes);
   absl::Status prefill(const PreparedAttention& weights,
                        const LatentPages& pages,
                        const kernels::QuantizedRows& codes);
@@ -82,7 +84,7 @@ class Attention {
   __nv_bfloat16* q_ = nullptr;          // [T, H, dn + dr]
   __nv_bfloat16* heads_out_ = nullptr;  // [T, H, dv]
 
-  __nv_bfloat16* q_latent_ = nullptr;  // decode: [Td, H, R + dr]
+  __nv_bfloat16* q_latent_ = nullptr;           // decode: [Td, H, R + dr]
   std::byte* plan_ = nullptr;
   std::byte* decode_workspace_ = nullptr;
 
