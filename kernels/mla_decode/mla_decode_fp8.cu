@@ -198,8 +198,8 @@ class MathGroup {
   static constexpr int kTiles = kLatent / kPage;                // 64 values each
   static constexpr int kStored = kTurns ? kTiles / 2 : kTiles;  // tiles that it stores
   // Where registers allow it, a product takes both sets of the queries' codes, which reads the keys
-  // once for both; one group's scores are added up while the next one's are computed; and the first
-  // values are widened before the probabilities stand.
+  // once for both; two groups' scores are computed side by side; and the first values are widened
+  // before the probabilities stand.
   static constexpr bool kRoom = kOwn == 16;
   static constexpr int kPartial = kRoom ? 2 : 1;
   static constexpr int kSets = kRoom ? 1 : 2;  // one after the other
@@ -337,47 +337,47 @@ class MathGroup {
     uint32_t all_queries = queries_;
     asm volatile("" : "+r"(all_queries));  // else 36 descriptors are kept in registers
     mbarrier_wait(&shared_.full[place_.slot], place_.parity);
-    wgmma_fence_registers(s_);
-    wgmma_fence();
     const uint32_t rope = slots_ + place_.slot * (kSliceBytes / 16);
-#pragma unroll
-    for (int step = 0; step < 4; ++step) {
-      Product::template bf16<0, 0>(
-          s_, descriptor(rope, step * 32), descriptor(all_queries, step * 32), step > 0);
-    }
-    wgmma_commit();
-    const int key = 16 * warp_ + lane_ / 4;
-    set_scales(scales, key, valid, 0);
-    set_scales(scales, key + 8, valid, 1);
     const uint32_t latent = all_queries + (kTurns ? 0 : half_ * kOwn * kRowBytes / 16);
     float partial[kPartial][kOwn / kSets];
 #pragma unroll
-    for (int g = 0; g < kScales; ++g) {
-      const auto at = place_ + (1 + g);
-      auto& sum = partial[g % kPartial];
-      mbarrier_wait(&shared_.full[at.slot], at.parity);
-      const uint32_t keys = slots_ + at.slot * (kSliceBytes / 16);
-      wgmma_fence_registers(sum);
+    for (int first = 0; first < kScales; first += kPartial) {
+      uint32_t keys[kPartial];
+#pragma unroll
+      for (int p = 0; p < kPartial; ++p) {
+        const auto at = place_ + (1 + first + p);
+        mbarrier_wait(&shared_.full[at.slot], at.parity);
+        keys[p] = slots_ + at.slot * (kSliceBytes / 16);
+        wgmma_fence_registers(partial[p]);
+      }
+      if (first == 0) wgmma_fence_registers(s_);
       wgmma_fence();
+      // Side by side what does not wait for one another.
 #pragma unroll
       for (int i = 0; i < 4 * kSets; ++i) {  // 32 codes each
         const int step = i / kSets * 32;
         const int set = i % kSets * kOwn * kRowBytes;
-        Codes::e4m3(sum,
-                    descriptor(keys, step),
-                    descriptor(latent, (1 + 2 * g) * kColumns * kRowBytes + set + step),
-                    i > 0);
+        if (first == 0 && i % kSets == 0) {
+          Product::template bf16<0, 0>(
+              s_, descriptor(rope, step), descriptor(all_queries, step), i > 0);
+        }
+#pragma unroll
+        for (int p = 0; p < kPartial; ++p) {
+          const int slice = (1 + 2 * (first + p)) * kColumns * kRowBytes;
+          Codes::e4m3(
+              partial[p], descriptor(keys[p], step), descriptor(latent, slice + set + step), i > 0);
+        }
       }
       wgmma_commit();
-      const int done = g + 1 - kPartial;
-      if (done < 0) continue;
-      wgmma_wait<kPartial - 1>();
-      if (done == 0) wgmma_fence_registers(s_);
-      add_scores(partial[done % kPartial], done);
-    }
-    if constexpr (kPartial > 1) {
+      if (first == 0) {
+        const int key = 16 * warp_ + lane_ / 4;
+        set_scales(scales, key, valid, 0);
+        set_scales(scales, key + 8, valid, 1);
+      }
       wgmma_wait<0>();
-      add_scores(partial[(kScales - 1) % kPartial], kScales - 1);
+      if (first == 0) wgmma_fence_registers(s_);
+#pragma unroll
+      for (int p = 0; p < kPartial; ++p) add_scores(partial[p], first + p);
     }
     release(0);
   }
