@@ -217,6 +217,19 @@ __device__ __forceinline__ void tensor_load_3d(
       "r"(z)
       : "memory");
 }
+__device__ __forceinline__ void tensor_load_4d(
+    void* to, const void* map, int32_t x, int32_t y, int32_t z, int32_t w, uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, "
+      "{%3, %4, %5, %6}], [%2];" ::"r"(smem_address(to)),
+      "l"(map),
+      "r"(smem_address(barrier)),
+      "r"(x),
+      "r"(y),
+      "r"(z),
+      "r"(w)
+      : "memory");
+}
 __device__ __forceinline__ void tensor_store_2d(const void* map,
                                                 const void* from,
                                                 int32_t x,

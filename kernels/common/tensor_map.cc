@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/common/tensor_map.h"
 
+#include <algorithm>
+
 namespace r1d::kernels {
 namespace {
 
@@ -43,25 +45,21 @@ CUtensorMapSwizzle swizzle_mode(Swizzle swizzle) {
   return CU_TENSOR_MAP_SWIZZLE_NONE;
 }
 
-}  // namespace
-
-cudaError_t encode_2d(const TensorMap2d& matrix, CUtensorMap* map) {
+// Dimensions from the innermost on; strides are those of the second and later ones.
+template <int kRank>
+cudaError_t encode_box(const TensorMap2d& matrix,
+                       const cuuint64_t (&sizes)[kRank],
+                       const cuuint64_t (&strides)[kRank - 1],
+                       const cuuint32_t (&box)[kRank],
+                       CUtensorMapL2promotion promotion,
+                       CUtensorMap* map) {
   static const Encode encode = find_encode();
   if (encode == nullptr) return cudaErrorNotSupported;
-  if (matrix.rows <= 0 || matrix.cols <= 0 || matrix.box_rows <= 0 || matrix.box_cols <= 0) {
-    return cudaErrorInvalidValue;
-  }
-  const int64_t dense = matrix.cols * dtype_bytes(matrix.dtype);
-  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(matrix.cols),
-                               static_cast<cuuint64_t>(matrix.rows)};
-  const cuuint64_t strides[1] = {
-      static_cast<cuuint64_t>(matrix.stride_bytes != 0 ? matrix.stride_bytes : dense)};
-  const cuuint32_t box[2] = {static_cast<cuuint32_t>(matrix.box_cols),
-                             static_cast<cuuint32_t>(matrix.box_rows)};
-  const cuuint32_t steps[2] = {1, 1};
+  cuuint32_t steps[kRank];
+  std::fill_n(steps, kRank, 1);
   const CUresult result = encode(map,
                                  data_type(matrix.dtype),
-                                 2,
+                                 kRank,
                                  const_cast<void*>(matrix.data),
                                  sizes,
                                  strides,
@@ -69,9 +67,53 @@ cudaError_t encode_2d(const TensorMap2d& matrix, CUtensorMap* map) {
                                  steps,
                                  CU_TENSOR_MAP_INTERLEAVE_NONE,
                                  swizzle_mode(matrix.swizzle),
-                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                                 promotion,
                                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+bool has_sizes(const TensorMap2d& matrix) {
+  return matrix.rows > 0 && matrix.cols > 0 && matrix.box_rows > 0 && matrix.box_cols > 0;
+}
+
+cuuint64_t row_stride(const TensorMap2d& matrix) {
+  const int64_t dense = matrix.cols * dtype_bytes(matrix.dtype);
+  return static_cast<cuuint64_t>(matrix.stride_bytes != 0 ? matrix.stride_bytes : dense);
+}
+
+}  // namespace
+
+cudaError_t encode_2d(const TensorMap2d& matrix, CUtensorMap* map) {
+  if (!has_sizes(matrix)) return cudaErrorInvalidValue;
+  return encode_box<2>(
+      matrix,
+      {static_cast<cuuint64_t>(matrix.cols), static_cast<cuuint64_t>(matrix.rows)},
+      {row_stride(matrix)},
+      {static_cast<cuuint32_t>(matrix.box_cols), static_cast<cuuint32_t>(matrix.box_rows)},
+      CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      map);
+}
+
+cudaError_t encode_slices(const TensorMap2d& matrix, int32_t slices, CUtensorMap* map) {
+  constexpr int kGroup = 8;
+  if (!has_sizes(matrix) || slices <= 0 || matrix.cols % matrix.box_cols != 0 ||
+      matrix.rows % kGroup != 0 || matrix.box_rows % kGroup != 0) {
+    return cudaErrorInvalidValue;
+  }
+  const auto width = static_cast<cuuint64_t>(matrix.box_cols);
+  const auto row = row_stride(matrix);
+  return encode_box<4>(matrix,
+                       {width,
+                        kGroup,
+                        static_cast<cuuint64_t>(matrix.cols) / width,
+                        static_cast<cuuint64_t>(matrix.rows / kGroup)},
+                       {row, width * dtype_bytes(matrix.dtype), row * kGroup},
+                       {static_cast<cuuint32_t>(matrix.box_cols),
+                        kGroup,
+                        static_cast<cuuint32_t>(slices),
+                        static_cast<cuuint32_t>(matrix.box_rows / kGroup)},
+                       CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                       map);
 }
 
 }  // namespace r1d::kernels

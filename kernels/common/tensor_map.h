@@ -30,5 +30,11 @@ struct TensorMap2d {
 // a box covers outside the matrix reads as zeros (and counts as bytes copied) and is not stored.
 // cudaErrorInvalidValue: the driver refuses the sizes; cudaErrorNotSupported: no driver with it.
 cudaError_t encode_2d(const TensorMap2d& matrix, CUtensorMap* map);
+// For tensor_load_4d: the matrix is cut into slices of box_cols columns and groups of 8 rows (both
+// divide it, and box_rows is a multiple of 8). A copy brings `slices` slices of box_rows rows as
+// [box_rows / 8][slices][8][box_cols], about in the order of memory; its coordinates are (0, 0,
+// first slice, first group). L2 fetches no more than 128 bytes at a time: twice that, which narrow
+// boxes of rows of 1152 bytes share with others under way, cost mla_decode 5 % of its bandwidth.
+cudaError_t encode_slices(const TensorMap2d& matrix, int32_t slices, CUtensorMap* map);
 
 }  // namespace r1d::kernels

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the decode kernels of both cache formats share: one block an SM, two math warpgroups, a warp
-// that loads the cache into a ring of 8 KB slices, one that loads queries.
+// that loads the cache into a ring of slots, one that loads queries.
 #pragma once
 
 #include <cuda.h>
@@ -32,6 +32,7 @@ constexpr int bound_threads(int columns) {
 }
 constexpr int kBarrierAll = 1;    // named barriers
 constexpr int kBarrierGroup = 2;  // and 3
+constexpr int kBarrierPair = 4;   // to 7: two warps with the same keys
 
 struct Arguments {
   PlanView plan;
@@ -72,12 +73,11 @@ struct RingPlace {
 __device__ __forceinline__ uint32_t descriptor_word(const void* shared) {
   return static_cast<uint32_t>(wgmma_descriptor_k128(smem_address(shared)));
 }
+template <int kRowGroupBytes = 1024>  // between groups of 8 rows
 __device__ __forceinline__ uint64_t descriptor(uint32_t word, int bytes) {
-  constexpr uint32_t kHigh = (1U << 30) | (1024 >> 4);
+  constexpr uint32_t kHigh = (1U << 30) | (kRowGroupBytes >> 4);
   return (static_cast<uint64_t>(kHigh) << 32) | (word + static_cast<uint32_t>(bytes / 16));
 }
-// What an M-major operand's word has more: its leading offset is 1024 bytes, not 16.
-constexpr uint32_t kTransposed = (64 - 1) << 16;
 
 // Each warp a part of them: in one warp, lanes with barriers of their own take turns.
 template <int kWarps, typename Shared>
@@ -127,6 +127,40 @@ __device__ __forceinline__ void tensor_load_2d_hint(
       "r"(y),
       "l"(policy)
       : "memory");
+}
+__device__ __forceinline__ void tensor_load_4d_hint(void* to,
+                                                    const void* map,
+                                                    int32_t x,
+                                                    int32_t y,
+                                                    int32_t z,
+                                                    int32_t w,
+                                                    uint64_t* barrier,
+                                                    uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".L2::cache_hint "
+      "[%0], [%1, {%3, %4, %5, %6}], [%2], %7;" ::"r"(smem_address(to)),
+      "l"(map),
+      "r"(smem_address(barrier)),
+      "r"(x),
+      "r"(y),
+      "r"(z),
+      "r"(w),
+      "l"(policy)
+      : "memory");
+}
+// named_barrier; whether `condition` holds in any of its threads.
+__device__ __forceinline__ bool named_barrier_any(uint32_t id, uint32_t threads, bool condition) {
+  uint32_t any;
+  asm volatile(
+      "{\n.reg .pred mine, all;\n"
+      "setp.ne.u32 mine, %3, 0;\n"
+      "barrier.red.or.pred all, %1, %2, mine;\n"
+      "selp.b32 %0, 1, 0, all;\n}"
+      : "=r"(any)
+      : "r"(id), "r"(threads), "r"(static_cast<uint32_t>(condition))
+      : "memory");
+  return any != 0;
 }
 // Over the eight lanes that share a column.
 __device__ __forceinline__ float column_max(float x) {

@@ -150,6 +150,20 @@ class Layer {
               8e-3)
         << "attention, sequence " << s << " query " << query << " head " << h;
   }
+  // By how much (base 2) a score of head h of sequence s exceeds all of the first page.
+  double rise(int s, int h) const {
+    const float* q = &q_latent_[(static_cast<size_t>(query_begin_[s]) * c_.heads + h) * kRow];
+    double first = -INFINITY;
+    double later = -INFINITY;
+    for (int k = 0; k < context_len_[s] - query_len_[s] + 1; ++k) {
+      const uint16_t* row = key(s, k);
+      double score = 0;
+      for (int i = 0; i < kRow; ++i) score += static_cast<double>(q[i]) * bf16_to_f32(row[i]);
+      double& most = k < 64 ? first : later;
+      most = std::max(most, score);
+    }
+    return later - first;
+  }
   void check_all() const {
     for (int s = 0; s < static_cast<int>(c_.sequences.size()); ++s) {
       for (int i = 0; i < c_.sequences[s].queries; ++i) {
@@ -294,6 +308,11 @@ class Layer {
     return out;
   }
 
+  const uint16_t* key(int s, int k) const {
+    const int block = block_ids_[block_begin_[s] + k / c_.block_size];
+    return &cache_[(static_cast<size_t>(block) * c_.block_size + k % c_.block_size) * kRow];
+  }
+
   std::vector<double> attend(int s, int query, int h, const float* q) const {
     const int context = context_len_[s];
     const int keys = context == 0 ? 0 : context - query_len_[s] + 1 + query;
@@ -301,8 +320,7 @@ class Layer {
     std::vector<const uint16_t*> rows(keys);
     double most = -INFINITY;
     for (int k = 0; k < keys; ++k) {
-      const int block = block_ids_[block_begin_[s] + k / c_.block_size];
-      rows[k] = &cache_[(static_cast<size_t>(block) * c_.block_size + k % c_.block_size) * kRow];
+      rows[k] = key(s, k);
       double score = 0;
       for (int i = 0; i < kRow; ++i) score += static_cast<double>(q[i]) * bf16_to_f32(rows[k][i]);
       scores[k] = score;
@@ -525,6 +543,25 @@ TEST(MlaDecodeTest, SharpAttentionKeepsItsMaximum) {
   Layer layer({.sequences = {{3000, 1}, {640, 1}}, .query_scale = 30});
   layer.run();
   layer.check_sample(24);
+}
+
+TEST(MlaDecodeTest, ScoresFarAboveThoseOfTheFirstPage) {
+  R1D_NEEDS_GPU(90);
+  struct Form {
+    int heads;
+    int queries;
+  };
+  for (const auto [heads, queries] : {Form{16, 1}, Form{16, 2}, Form{64, 1}}) {
+    Layer layer({.heads = heads,
+                 .sequences = {{512, queries}, {490, queries}, {300, 1}},
+                 .deterministic = true,  // a block takes eight pages
+                 .query_scale = 60});
+    layer.run();
+    layer.check_all();
+    double most = 0;
+    for (int h = 0; h < heads; ++h) most = std::max(most, layer.rise(0, h));
+    EXPECT_GT(most, 80) << heads << " " << queries;
+  }
 }
 
 TEST(MlaDecodeTest, DeterministicBitsDoNotDependOnTheBatch) {
