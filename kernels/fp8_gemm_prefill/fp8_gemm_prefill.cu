@@ -3,6 +3,7 @@
 
 #include "kernels/fp8_gemm_prefill/block_product.cuh"
 #include "kernels/fp8_gemm_prefill/fp8_gemm_prefill.h"
+#include "kernels/fp8_gemm_prefill/split_product.h"
 
 namespace r1d::kernels {
 namespace {
@@ -51,6 +52,27 @@ double expected_us(const TimedTile& t, int64_t tokens, int64_t rows, int64_t col
                         ceil_div(rows, t.tile.block_cols * parts);
   const int64_t waves = ceil_div(units, kSms / (t.tile.cluster * parts));
   return static_cast<double>(waves) * (static_cast<double>(cols) / 128 * t.step_us + t.store_us);
+}
+
+// Blocks that share K, with measured times: a step of theirs and all else, as far as it is more
+// than in the tiles above.
+constexpr double kSplitStepUs = 0.24;
+constexpr double kSplitUs = 1.5;
+constexpr int64_t kSplitMostTokens = 64;  // one tile of them
+
+Fp8PrefillTile split_tile(int32_t split) {
+  return {.block_rows = 64, .block_cols = 64, .k_groups = 2, .split = split};
+}
+// Whether all clusters find a place at once: an SM holds one block, a GPC whole clusters.
+bool split_fits(int64_t rows, int64_t cols, int32_t split) {
+  constexpr int64_t kGpcs = 8;
+  constexpr int64_t kSmsPerGpc = 16;  // at least
+  const int64_t clusters = split == 2 ? kSms / 2 : kGpcs * (kSmsPerGpc / split);
+  return ceil_div(rows, 64) <= clusters && split <= cols / 128 &&
+         ceil_div(cols / 128, split) <= prefill::kSplitMostSteps;
+}
+double split_us(int64_t cols, int32_t split) {
+  return static_cast<double>(ceil_div(cols / 128, split)) * kSplitStepUs + kSplitUs;
 }
 
 template <class Shape, Output kOutput>
@@ -105,6 +127,7 @@ cudaError_t gate_up_parameters(const TiledGateUp& weight,
 std::vector<Fp8PrefillTile> fp8_gemm_prefill_tiles() {
   std::vector<Fp8PrefillTile> tiles;
   for (const TimedTile& candidate : kTiles) tiles.push_back(candidate.tile);
+  for (int32_t split = 2; split <= 8; ++split) tiles.push_back(split_tile(split));
   return tiles;
 }
 
@@ -117,6 +140,14 @@ Fp8PrefillTile fp8_gemm_prefill_tile(int32_t tokens, int64_t rows, int64_t cols,
     if (least == 0 || us < least) {
       least = us;
       best = candidate.tile;
+    }
+  }
+  if (fixed_order || tokens > kSplitMostTokens) return best;
+  for (int32_t split = 2; split <= 8; ++split) {
+    const double us = split_us(cols, split);
+    if (split_fits(rows, cols, split) && us < least) {
+      least = us;
+      best = split_tile(split);
     }
   }
   return best;
@@ -134,6 +165,9 @@ cudaError_t fp8_gemm_prefill(const TiledMatrix& weight,
   const cudaError_t error = common_parameters(x, tokens, weight.rows, weight.cols, &p);
   if (error != cudaSuccess) return error;
   if (out_stride < weight.rows || out_stride % 8 != 0) return cudaErrorInvalidValue;
+  if (tile.split > 0) {
+    return prefill::split_product(weight, x, tokens, out, out_stride, tile.split, launch);
+  }
   p.w_tiles = weight.tiles;
   p.w_scale = weight.scale;
   p.out = out;

@@ -21,10 +21,11 @@ struct Fp8PrefillTile {
   int32_t cluster = 1;     // blocks that share each weight tile by multicast
   int32_t k_groups =
       1;  // warpgroups of a block that share K; 2 sums even and odd 128-column steps apart
+  int32_t split = 0;  // blocks of a cluster that share K (split_product.h); 0: block_product.cuh
 };
 
-// `fixed_order` keeps to tiles with k_groups 1: those sum K in one order, so that a token's result
-// bits depend on neither the tile nor the number of tokens.
+// `fixed_order` keeps to tiles with k_groups 1 and split 0: those sum K in one order, so that a
+// token's result bits depend on neither the tile nor the number of tokens.
 [[nodiscard]] Fp8PrefillTile fp8_gemm_prefill_tile(int32_t tokens,
                                                    int64_t rows,
                                                    int64_t cols,

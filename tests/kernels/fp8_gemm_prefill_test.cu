@@ -30,7 +30,8 @@ void check_product(const Shape& s,
                    bool dependent = false) {
   SCOPED_TRACE(testing::Message() << s.tokens << " x " << s.rows << " x " << s.cols << " tile "
                                   << tile.block_rows << " x " << tile.block_cols << " cluster "
-                                  << tile.cluster << " k " << tile.k_groups);
+                                  << tile.cluster << " k " << tile.k_groups << " split "
+                                  << tile.split);
   const int64_t stride = s.rows + 8;
   DeviceArray<__nv_bfloat16> out(s.tokens * stride);
   R1D_MUST(fp8_gemm_prefill(
@@ -62,18 +63,27 @@ void check_product(const Shape& s,
 
 TEST(Fp8GemmPrefillTest, EveryTileServesRaggedTokensAndRows) {
   R1D_NEEDS_GPU(90);
-  const Shape shapes[] = {
-      {1, 64, 128}, {65, 192, 256}, {130, 448, 384}, {257, 2112, 512}, {400, 320, 1152}};
+  const Shape shapes[] = {{1, 64, 128},
+                          {65, 192, 256},
+                          {130, 448, 384},
+                          {257, 2112, 512},
+                          {400, 320, 1152},
+                          {17, 192, 7168},
+                          {63, 128, 5248}};
   for (const Shape& s : shapes) {
     HostRows x(s.tokens, s.cols, 1);
     HostMatrix w(1, s.rows, s.cols, 2);
-    for (const Fp8PrefillTile& tile : fp8_gemm_prefill_tiles()) check_product(s, tile, x, w);
+    for (const Fp8PrefillTile& tile : fp8_gemm_prefill_tiles()) {
+      if (tile.split <= s.cols / 128) check_product(s, tile, x, w);
+    }
   }
 }
 
 TEST(Fp8GemmPrefillTest, ChosenTileServesTheShapesOfR1) {
   R1D_NEEDS_GPU(90);
-  const Shape shapes[] = {{100, 2112, 7168},
+  const Shape shapes[] = {{64, 2112, 7168},
+                          {33, 512, 7168},
+                          {100, 2112, 7168},
                           {1000, 3072, 1536},
                           {4096, 512, 7168},
                           {777, 7168, 256},
@@ -103,11 +113,33 @@ TEST(Fp8GemmPrefillTest, FixedOrderGivesATokenTheSameBitsInAnyBatch) {
   }
 }
 
+TEST(Fp8GemmPrefillTest, SplitGivesATokenTheSameBitsInAnyBatch) {
+  R1D_NEEDS_GPU(90);
+  constexpr int64_t kRows = 320;
+  constexpr int64_t kCols = 2560;
+  const Fp8PrefillTile tile{.block_rows = 64, .block_cols = 64, .k_groups = 2, .split = 3};
+  HostRows x(200, kCols, 15);
+  HostMatrix w(1, kRows, kCols, 16);
+  DeviceArray<__nv_bfloat16> all(200 * kRows);
+  R1D_MUST(fp8_gemm_prefill(w.device(), x.device(), 200, all.data(), kRows, tile, {}));
+  const std::vector<__nv_bfloat16> want = all.download();
+  for (const int32_t tokens : {1, 16, 17, 50, 129}) {
+    DeviceArray<__nv_bfloat16> some(tokens * kRows);
+    R1D_MUST(fp8_gemm_prefill(
+        w.device(), x.device(), tokens, some.data(), kRows, tile, {.dependent = true}));
+    const std::vector<__nv_bfloat16> got = some.download();
+    EXPECT_EQ(std::memcmp(got.data(), want.data(), got.size() * 2), 0) << tokens;
+  }
+}
+
 TEST(Fp8GemmPrefillTest, RefusesShapesItDoesNotServe) {
   const TiledMatrix w{nullptr, nullptr, 96, 128};
   const QuantizedRows x{nullptr, nullptr, 128, 64};
   EXPECT_EQ(fp8_gemm_prefill(w, x, 64, nullptr, 96, false, {}), cudaErrorInvalidValue);
   EXPECT_EQ(fp8_gemm_prefill({nullptr, nullptr, 64, 256}, x, 64, nullptr, 64, false, {}),
+            cudaErrorInvalidValue);
+  EXPECT_EQ(fp8_gemm_prefill(
+                {nullptr, nullptr, 64, 128}, x, 64, nullptr, 64, Fp8PrefillTile{.split = 2}, {}),
             cudaErrorInvalidValue);
   EXPECT_EQ(fp8_gemm_prefill({nullptr, nullptr, 64, 128}, x, 65, nullptr, 64, false, {}),
             cudaErrorInvalidValue);
@@ -120,6 +152,10 @@ TEST(Fp8GemmPrefillTest, RefusesShapesItDoesNotServe) {
 TEST(Fp8GemmPrefillTest, TileFollowsTheShape) {
   EXPECT_EQ(fp8_gemm_prefill_tile(4096, 2112, 7168).block_rows, 128);
   EXPECT_EQ(fp8_gemm_prefill_tile(100, 2112, 7168).block_rows, 64);
+  EXPECT_EQ(fp8_gemm_prefill_tile(64, 2112, 7168).split, 3);
+  EXPECT_EQ(fp8_gemm_prefill_tile(64, 2112, 7168, true).split, 0);
+  EXPECT_EQ(fp8_gemm_prefill_tile(65, 2112, 7168).split, 0);
+  EXPECT_EQ(fp8_gemm_prefill_tile(64, 7168, 2048).split, 0);
   for (const int32_t tokens : {65, 100, 1000})
     EXPECT_EQ(fp8_gemm_prefill_tile(tokens, 512, 7168, true).k_groups, 1);
 }
