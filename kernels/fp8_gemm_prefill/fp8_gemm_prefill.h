@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// FP8 block-scaled matrix products for many tokens (above the 64 of the decode product): tensor
-// cores (wgmma) are the bound, not the weights' bytes. sm_90a.
+// FP8 block-scaled matrix products for many tokens: above some hundred, tensor cores (wgmma) are
+// the bound, not the weights' bytes. sm_90a.
 #pragma once
 
 #include <cstdint>
