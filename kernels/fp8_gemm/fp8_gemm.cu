@@ -5,11 +5,12 @@
 // Layout    w in 8 KB tiles (layout.h); x row-major; out row-major, bf16 or f32.
 // Bound     rows * cols bytes of weight; 2 * rows * cols * tokens flop stay under the memory
 //           side up to about 200 tokens.
-// Launch    A cluster of `split` CTAs makes 64 rows, each CTA from a slice of k. A producer
-//           thread streams weight tiles by bulk copies, the first of them before the dependency
-//           wait. One or two warpgroups (half the tokens each) load or quantize x for the slice
-//           once, then multiply. Shared memory sets the occupancy; to 16 tokens it holds a CTA's
-//           whole slice where all clusters still run at once.
+// Launch    A cluster of `split` CTAs makes 64 rows, each CTA from a slice of k: weight tiles by
+//           bulk copies, all that fit requested before the dependency wait, x loaded or quantized
+//           once. Two kernels. To 32 tokens, where shared memory holds a CTA's whole slice and
+//           all clusters still run at once: one warpgroup in straight code. Else a ring of tiles,
+//           a producer warp and one or two warpgroups (half the tokens each). Shared memory sets
+//           the occupancy.
 // Numerics  Operands swapped: 64 weight rows on wgmma's M side, tokens on N. The tensor cores
 //           sum 128 of k, then sum += part * (weight scale * token scale) in f32. The cluster
 //           adds slices in order of k, through distributed shared memory.
@@ -28,7 +29,8 @@ namespace {
 
 constexpr int kTileRows = TiledMatrix::kTileRows;
 constexpr int kTileBytes = TiledMatrix::kTileBytes;
-constexpr int kBlock = 128;  // columns of a tile and of a scale
+constexpr int kBlock = 128;                    // columns of a tile and of a scale
+constexpr int kPairBytes = 2 * kTileRows * 4;  // of two tokens' sums over a slice
 constexpr int kGroupThreads = 128;
 constexpr int kMaxSplit = 8;
 constexpr int kMaxSliceBlocks = 20;  // what 64 tokens leave room for
@@ -43,7 +45,7 @@ constexpr int kReservedPerCta = 1024;
 struct SharedPlan {
   int x;         // after the weight tiles: [slice blocks][padded tokens][128] e4m3, swizzled
   int x_scale;   // [slice blocks][padded tokens] f32
-  int partial;   // [tokens this CTA adds up][split][64] f32, written by the whole cluster
+  int partial;   // [pairs of tokens this CTA adds up][split][32] float4, from the whole cluster
   int barriers;  // full[stages], empty[stages], added
   int bytes;
 };
@@ -54,7 +56,8 @@ __host__ __device__ constexpr SharedPlan shared_plan(
   plan.x = stages * kTileBytes;
   plan.x_scale = plan.x + blocks * padded_tokens * kBlock;
   plan.partial = plan.x_scale + blocks * padded_tokens * 4;
-  plan.barriers = plan.partial + (tokens + split - 1) / split * split * kTileRows * 4;
+  const int pairs = (tokens + 1) / 2;
+  plan.barriers = plan.partial + (pairs + split - 1) / split * split * kPairBytes;
   plan.bytes = plan.barriers + (2 * stages + 1) * 8;
   return plan;
 }
@@ -77,30 +80,18 @@ size_t shared_bytes(int stages, int slice, int64_t tokens, int split) {
 
 // ---- instructions this kernel alone needs
 
-// Execution only: nothing written before it needs to be seen after the wait.
-__device__ __forceinline__ void cluster_arrive_relaxed() {
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void cp_async_4(uint32_t to, const void* from) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
-}
-// Two floats to shared memory of the cluster, announced to the barrier beside them. Illegal outside
-// of a cluster of two or more.
-__device__ __forceinline__ void store_async(uint32_t to,
-                                            float first,
-                                            float second,
-                                            uint32_t barrier) {
+// Four floats to shared memory of the cluster, announced to the barrier beside them. Illegal
+// outside of a cluster of two or more.
+__device__ __forceinline__ void store_async(uint32_t to, float4 v, uint32_t barrier) {
   asm volatile(
-      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::
-          "r"(to),
-      "f"(first),
-      "f"(second),
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
+      "[%5];" ::"r"(to),
+      "f"(v.x),
+      "f"(v.y),
+      "f"(v.z),
+      "f"(v.w),
       "r"(barrier)
       : "memory");
-}
-
-__device__ __forceinline__ void shared_store(uint32_t to, float first, float second) {
-  asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(first), "f"(second) : "memory");
 }
 
 // ---- x
@@ -202,64 +193,33 @@ __device__ __forceinline__ void quantize_into(const DecodeArguments& a,
 
 // ---- products
 
-constexpr int kResidentTiles = 8;       // of a slice whose products are all under way together
-constexpr int kMaxResidentTokens = 16;  // more would take too many registers for that
-
 // sum += the products of a tile times the scales of its rows and tokens. Value 4 j + 2 h + c
 // of a thread is row 16 warp + 8 h + lane / 4 of token 8 j + 2 (lane % 4) + c of the group.
 template <int kTokens>
 __device__ __forceinline__ void add_tile(const float (&part)[kTokens / 2],
-                                         int block,
-                                         const float (&weight_scale)[2],
-                                         const float* of_tokens,
+                                         const float (&of_row)[2],
+                                         const float2 (&of_token)[kTokens / 8],
                                          float (&sum)[kTokens / 2]) {
-  const float of_row[2] = {__shfl_sync(0xFFFFFFFFu, weight_scale[0], block),
-                           __shfl_sync(0xFFFFFFFFu, weight_scale[1], block)};
 #pragma unroll
   for (int j = 0; j < kTokens / 8; ++j) {
-    const float2 of_token = *reinterpret_cast<const float2*>(of_tokens + 8 * j);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       float* const s = &sum[4 * j + 2 * h];
-      s[0] = fmaf(part[4 * j + 2 * h], of_row[h] * of_token.x, s[0]);
-      s[1] = fmaf(part[4 * j + 2 * h + 1], of_row[h] * of_token.y, s[1]);
+      s[0] = fmaf(part[4 * j + 2 * h], of_row[h] * of_token[j].x, s[0]);
+      s[1] = fmaf(part[4 * j + 2 * h + 1], of_row[h] * of_token[j].y, s[1]);
     }
   }
 }
 
-// A slice that shared memory holds as a whole. Places are constants, so descriptors are uniform
-// registers plus a number: working them out for a ring takes longer than the products.
-template <int kTokens, int kPadded>
-__device__ __forceinline__ void multiply_resident(uint64_t weights,
-                                                  uint64_t x,
-                                                  uint64_t* full,
-                                                  int blocks,
-                                                  const float (&weight_scale)[2],
-                                                  const float* of_tokens,
-                                                  float (&sum)[kTokens / 2]) {
-  float part[kResidentTiles][kTokens / 2];
-#pragma unroll
-  for (int i = 0; i < kResidentTiles; ++i) {
-    if (i < blocks) {
-      mbarrier_wait(&full[i], 0);
-      wgmma_fence();
-#pragma unroll
-      for (int k = 0; k < kBlock / 32; ++k) {
-        Wgmma<kTokens>::e4m3(part[i],
-                             weights + i * (kTileBytes / 16) + k * 2,
-                             x + i * (kPadded * kBlock / 16) + k * 2,
-                             k != 0);
-      }
-      wgmma_commit();
-    }
-  }
-  wgmma_wait<0>();
-#pragma unroll
-  for (int i = 0; i < kResidentTiles; ++i) wgmma_fence_registers(part[i]);
-#pragma unroll
-  for (int i = 0; i < kResidentTiles; ++i) {
-    if (i < blocks) add_tile<kTokens>(part[i], i, weight_scale, of_tokens + i * kPadded, sum);
-  }
+// A descriptor `units` of 16 bytes further: shared memory fits the low word.
+__device__ __forceinline__ uint64_t advance(uint64_t descriptor, int units) {
+  return (descriptor & 0xFFFFFFFF00000000) | (static_cast<uint32_t>(descriptor) + units);
+}
+
+// The same in all lanes, and known to be: uniform registers take what is worked out from it.
+__device__ __forceinline__ uint64_t broadcast(uint64_t descriptor) {
+  return (descriptor & 0xFFFFFFFF00000000) |
+         __shfl_sync(0xFFFFFFFFu, static_cast<uint32_t>(descriptor), 0);
 }
 
 template <int kTokens, int kPadded>
@@ -282,14 +242,13 @@ __device__ __forceinline__ void multiply_ring(uint64_t weights,
 #pragma unroll
     for (int u = 0; u < kAhead; ++u) {
       if (begin + u < blocks) {
+        const uint64_t w_tile = broadcast(advance(weights, stage * (kTileBytes / 16)));
+        const uint64_t x_block = broadcast(advance(x, (begin + u) * (kPadded * kBlock / 16)));
         mbarrier_wait(&full[stage], parity);
         wgmma_fence();
 #pragma unroll
         for (int k = 0; k < kBlock / 32; ++k) {
-          Wgmma<kTokens>::e4m3(part[u],
-                               weights + stage * (kTileBytes / 16) + k * 2,
-                               x + (begin + u) * (kPadded * kBlock / 16) + k * 2,
-                               k != 0);
+          Wgmma<kTokens>::e4m3(part[u], advance(w_tile, k * 2), advance(x_block, k * 2), k != 0);
         }
         wgmma_commit();
         if (++stage == stages) {
@@ -310,67 +269,157 @@ __device__ __forceinline__ void multiply_ring(uint64_t weights,
 #pragma unroll
     for (int u = 0; u < kAhead; ++u) {
       if (begin + u < blocks) {
-        add_tile<kTokens>(part[u], begin + u, weight_scale, of_tokens + (begin + u) * kPadded, sum);
+        const float of_row[2] = {__shfl_sync(0xFFFFFFFFu, weight_scale[0], begin + u),
+                                 __shfl_sync(0xFFFFFFFFu, weight_scale[1], begin + u)};
+        float2 of_token[kTokens / 8];
+#pragma unroll
+        for (int j = 0; j < kTokens / 8; ++j) {
+          of_token[j] = *reinterpret_cast<const float2*>(of_tokens + (begin + u) * kPadded + 8 * j);
+        }
+        add_tile<kTokens>(part[u], of_row, of_token, sum);
       }
     }
   }
 }
 
-// ---- out
+// ---- sums over k
+//
+// The cluster's CTA p % split adds up tokens 2 p and 2 p + 1: every CTA sends it its slice's sums.
+// float4 [slot of the pair][slice][8 warp + lane / 4]: rows r = 16 warp + lane / 4 and r + 8 of the
+// first token, then of the second.
 
-__device__ __forceinline__ uint2 pack_bf16(const float (&v)[4]) {
-  const __nv_bfloat162 low = __floats2bfloat162_rn(v[0], v[1]);
-  const __nv_bfloat162 high = __floats2bfloat162_rn(v[2], v[3]);
-  return make_uint2(*reinterpret_cast<const uint32_t*>(&low),
-                    *reinterpret_cast<const uint32_t*>(&high));
-}
+constexpr int kPairRows = kTileRows / 2;
 
-__device__ __forceinline__ float silu_times(float gate, float up) {
-  return gate / (1.0f + __expf(-gate)) * up;
-}
-
-// Rows r .. r + 3 (low) and r + 8 .. r + 11 (high) of a strip, r = 16 i + {0, 4}, of one token.
-struct EightRows {
-  float low[4];
-  float high[4];
+// Places in a cluster of `split`; the product is i / split for i < 64.
+struct Owners {
+  int split;
+  int rank;
+  __device__ __forceinline__ int slot(int i) const { return i * (65536 / split + 1) >> 16; }
+  // Pairs of tokens that this CTA adds up.
+  __device__ __forceinline__ int owned(int tokens) const {
+    return slot((tokens + 1) / 2 - rank + split - 1);
+  }
 };
 
-__device__ __forceinline__ EightRows sum_slices(const float* partial, int split) {
-  EightRows sum = {};
-  for (int s = 0; s < split; ++s) {
+// Where a thread's sums of one pair go: addresses in the cluster, without one in a CTA alone.
+struct Destination {
+  uint32_t sums;
+  uint32_t added;
+};
+__device__ __forceinline__ Destination
+destination(const Owners& owners, int pair, int row, const float4* partial, const uint64_t* added) {
+  const int slot = owners.slot(pair);
+  const uint32_t sums =
+      smem_address(partial + (slot * owners.split + owners.rank) * kPairRows + row);
+  if (owners.split == 1) return {sums, 0};
+  const int owner = pair - slot * owners.split;
+  return {cluster_address(sums, owner), cluster_address(smem_address(added), owner)};
+}
+
+__device__ __forceinline__ void send(const Destination& to, const float* sum, int split) {
+  const float4 v = make_float4(sum[0], sum[2], sum[1], sum[3]);
+  if (split > 1) {
+    store_async(to.sums, v, to.added);
+  } else {
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(to.sums),
+                 "f"(v.x),
+                 "f"(v.y),
+                 "f"(v.z),
+                 "f"(v.w)
+                 : "memory");
+  }
+}
+
+__device__ __forceinline__ float4 sum_slices(const float4* partial, int split) {
+  float4 v[kMaxSplit];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float4 v = *reinterpret_cast<const float4*>(partial + s * kTileRows + 4 * i);
-      sum.low[2 * i] += v.x;
-      sum.high[2 * i] += v.y;
-      sum.low[2 * i + 1] += v.z;
-      sum.high[2 * i + 1] += v.w;
+  for (int s = 0; s < kMaxSplit; ++s) {
+    if (s < split) v[s] = partial[s * kPairRows];
+  }
+  float4 sum = make_float4(0, 0, 0, 0);
+#pragma unroll
+  for (int s = 0; s < kMaxSplit; ++s) {
+    if (s < split) {
+      sum.x += v[s].x;
+      sum.y += v[s].y;
+      sum.z += v[s].z;
+      sum.w += v[s].w;
     }
   }
   return sum;
 }
 
-__device__ __forceinline__ void write_eight(
-    const DecodeArguments& a, const EightRows& rows, int64_t token, int strip, int eighth) {
-  const int row = eighth / 2 * 16 + eighth % 2 * 4;
-  if (a.output == DecodeOutput::kSiluTimesUp) {
-    float value[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) value[i] = silu_times(rows.low[i], rows.high[i]);
-    auto* const out = static_cast<__nv_bfloat16*>(a.out) + token * a.out_stride +
-                      strip * (kTileRows / 2) + eighth * 4;
-    *reinterpret_cast<uint2*>(out) = pack_bf16(value);
-  } else if (a.output == DecodeOutput::kBf16) {
-    auto* const out =
-        static_cast<__nv_bfloat16*>(a.out) + token * a.out_stride + strip * kTileRows + row;
-    *reinterpret_cast<uint2*>(out) = pack_bf16(rows.low);
-    *reinterpret_cast<uint2*>(out + 8) = pack_bf16(rows.high);
+// ---- out
+
+__device__ __forceinline__ float silu_times(float gate, float up) {
+  return gate / (1.0f + __expf(-gate)) * up;
+}
+
+// Where a thread writes and what it adds up for that. A warp takes a pair of tokens, a lane one of
+// them (neighbouring lanes swap): rows r and r + 1 and, 8 behind, two more; gate and up, with silu.
+struct Rows {
+  const float4* partial;
+  uint8_t* out;
+  int64_t out_step;  // bytes, to the warp's next pair
+  int token;
+  DecodeOutput output;
+};
+template <int kThreads>
+__device__ __forceinline__ Rows rows_of(const DecodeArguments& a,
+                                        const Owners& owners,
+                                        const float4* partial,
+                                        int first_token,
+                                        int strip,
+                                        int thread) {
+  const int lane = thread % 32;
+  const int warp = thread / 32;
+  const int token = 2 * (owners.rank + warp * owners.split) + lane % 2;
+  const int row = a.output == DecodeOutput::kSiluTimesUp
+                      ? strip * (kTileRows / 2) + lane / 2 * 2
+                      : strip * kTileRows + lane / 8 * 16 + lane % 8 / 2 * 2;
+  const int bytes = a.output == DecodeOutput::kF32 ? 4 : 2;
+  return {partial + warp * owners.split * kPairRows + lane,
+          static_cast<uint8_t*>(a.out) + ((first_token + token) * a.out_stride + row) * bytes,
+          2 * owners.split * (kThreads / 32) * a.out_stride * bytes,
+          token,
+          a.output};
+}
+
+__device__ __forceinline__ void write_rows(const Rows& rows, float2 low, float2 high) {
+  if (rows.output == DecodeOutput::kF32) {
+    auto* const out = reinterpret_cast<float2*>(rows.out);
+    out[0] = low;
+    out[4] = high;
+    return;
+  }
+  auto* const out = reinterpret_cast<__nv_bfloat162*>(rows.out);
+  if (rows.output == DecodeOutput::kBf16) {
+    out[0] = __floats2bfloat162_rn(low.x, low.y);
+    out[4] = __floats2bfloat162_rn(high.x, high.y);
   } else {
-    auto* const out = static_cast<float*>(a.out) + token * a.out_stride + strip * kTileRows + row;
-    *reinterpret_cast<float4*>(out) =
-        make_float4(rows.low[0], rows.low[1], rows.low[2], rows.low[3]);
-    *reinterpret_cast<float4*>(out + 8) =
-        make_float4(rows.high[0], rows.high[1], rows.high[2], rows.high[3]);
+    out[0] = __floats2bfloat162_rn(silu_times(low.x, high.x), silu_times(low.y, high.y));
+  }
+}
+
+// Adds up the pairs of tokens that this CTA owns, and writes them.
+template <int kThreads>
+__device__ __forceinline__ void add_and_write(
+    Rows rows, const Owners& owners, int owned, int tokens, int thread) {
+  const bool odd = thread % 2 != 0;
+#pragma unroll 1
+  for (int slot = thread / 32; slot < owned; slot += kThreads / 32) {
+    const float4 v = sum_slices(rows.partial, owners.split);
+    const float2 mine = odd ? make_float2(v.z, v.w) : make_float2(v.x, v.y);
+    const float2 other = make_float2(__shfl_xor_sync(0xFFFFFFFFu, odd ? v.x : v.z, 1),
+                                     __shfl_xor_sync(0xFFFFFFFFu, odd ? v.y : v.w, 1));
+    if (rows.token < tokens) {
+      write_rows(rows,
+                 odd ? make_float2(other.x, mine.x) : make_float2(mine.x, other.x),
+                 odd ? make_float2(other.y, mine.y) : make_float2(mine.y, other.y));
+    }
+    rows.partial += owners.split * (kThreads / 32) * kPairRows;
+    rows.out += rows.out_step;
+    rows.token += 2 * owners.split * (kThreads / 32);
   }
 }
 
@@ -395,15 +444,14 @@ __global__ void __launch_bounds__(kGroups* kGroupThreads + 32)
   const int blocks = a.slice_blocks + (rank < a.long_slices ? 1 : 0);
   const int first_token = static_cast<int>(blockIdx.z) * kDecodeTokensPerPass;
   const int tokens = min(a.tokens - first_token, kPadded);
-  // Token t is added up by CTA t % split. The product is t / split for t < 64.
-  const auto slot_of = [scale = 65536 / split + 1](int t) { return t * scale >> 16; };
-  const int owned = slot_of(tokens - rank + split - 1);
+  const Owners owners{split, rank};
+  const int owned = owners.owned(tokens);
   const SharedPlan plan = shared_plan(
       stages, a.slice_blocks + (a.long_slices > 0 ? 1 : 0), kPadded, min(a.tokens, kPadded), split);
   auto* const full = reinterpret_cast<uint64_t*>(shared + plan.barriers);
   uint64_t* const empty = full + stages;
   uint64_t* const added = empty + stages;
-  auto* const partial = reinterpret_cast<float*>(shared + plan.partial);
+  auto* const partial = reinterpret_cast<float4*>(shared + plan.partial);
   const int thread = static_cast<int>(threadIdx.x);
   const uint8_t* const tiles =
       a.tiles + (static_cast<int64_t>(strip) * a.k_blocks + first_block) * kTileBytes;
@@ -423,7 +471,7 @@ __global__ void __launch_bounds__(kGroups* kGroupThreads + 32)
       bulk_load_hint(shared + i * kTileBytes, tiles + i * kTileBytes, kTileBytes, &full[i], policy);
     }
     grid_launch_dependents();
-    if (owned > 0) mbarrier_arrive_expect(added, owned * split * kTileRows * 4);
+    if (owned > 0) mbarrier_arrive_expect(added, owned * split * kPairBytes);
   }
   __syncthreads();
   if (split > 1) cluster_arrive_relaxed();  // after everyone's wait, everyone's barriers stand
@@ -480,35 +528,16 @@ __global__ void __launch_bounds__(kGroups* kGroupThreads + 32)
   const uint64_t x =
       wgmma_descriptor_k128(smem_address(shared + plan.x) + group * kTokens * kBlock);
   const float* const of_tokens = x_scale + group * kTokens + 2 * (lane % 4);
-  if (kPadded <= kMaxResidentTokens && blocks <= min(stages, kResidentTiles)) {
-    multiply_resident<kTokens, kPadded>(weights, x, full, blocks, weight_scale, of_tokens, sum);
-  } else {
-    multiply_ring<kTokens, kPadded>(
-        weights, x, full, empty, stages, blocks, weight_scale, of_tokens, sum);
-  }
+  multiply_ring<kTokens, kPadded>(
+      weights, x, full, empty, stages, blocks, weight_scale, of_tokens, sum);
 
-  // ---- the slice's sums to their owners: [slot][slice][16 warp + 2 (lane / 4) + h]
+  // ---- the slice's sums to their owners
   if (split > 1) cluster_wait();
-  const uint32_t to = smem_address(partial) + (rank * kTileRows + 16 * warp + lane / 4 * 2) * 4;
-  const uint32_t barrier = smem_address(added);
 #pragma unroll
   for (int j = 0; j < kTokens / 8; ++j) {
-#pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      const int t = group * kTokens + 8 * j + 2 * (lane % 4) + c;
-      if (t < tokens) {
-        const int slot = slot_of(t);
-        const int owner = t - slot * split;
-        const uint32_t at = to + slot * split * kTileRows * 4;
-        if (split > 1) {
-          store_async(cluster_address(at, owner),
-                      sum[4 * j + c],
-                      sum[4 * j + 2 + c],
-                      cluster_address(barrier, owner));
-        } else {
-          shared_store(at, sum[4 * j + c], sum[4 * j + 2 + c]);
-        }
-      }
+    const int pair = group * (kTokens / 2) + 4 * j + lane % 4;
+    if (2 * pair < tokens) {
+      send(destination(owners, pair, 8 * warp + lane / 4, partial, added), &sum[4 * j], split);
     }
   }
 
@@ -519,12 +548,241 @@ __global__ void __launch_bounds__(kGroups* kGroupThreads + 32)
   } else {
     named_barrier(1, kThreads);
   }
-#pragma unroll 1
-  for (int i = thread; i < owned * 8; i += kThreads) {
-    const int slot = i / 8;
-    const EightRows rows = sum_slices(partial + slot * split * kTileRows + i % 8 * 8, split);
-    write_eight(a, rows, first_token + rank + slot * split, strip, i % 8);
+  add_and_write<kThreads>(rows_of<kThreads>(a, owners, partial, first_token, strip, thread),
+                          owners,
+                          owned,
+                          tokens,
+                          thread);
+#endif
+}
+
+#ifdef R1D_SM90
+
+// ---- slices that shared memory holds as a whole
+
+// A thread's share in loading codes (8 lanes a group of 128) and scales (one a thread).
+template <int kTokens>
+struct CodeLoad {
+  static constexpr int kGroups = kGroupThreads / 8;             // of codes that are loaded at once
+  static constexpr int kStep = std::max(1, kGroups / kTokens);  // blocks of them
+  static constexpr int kScaleStep = kGroupThreads / kTokens;
+
+  __device__ __forceinline__
+  CodeLoad(const DecodeArguments& a, int first_block, uint8_t* codes, float* scale, int thread)
+      : token(thread / 8 % kTokens),
+        block(thread / 8 / kTokens),
+        scale_block(thread % kTokens < a.tokens ? thread / kTokens : kScaleStep),
+        codes_from(a.x_codes + token * a.x_stride + (first_block + block) * kBlock +
+                   thread % 8 * 16),
+        codes_to(smem_address(codes) + (block * kTokens + token) * kBlock +
+                 ((thread ^ token) % 8) * 16),
+        scale_from(a.x_scale + thread % kTokens +
+                   (first_block + thread / kTokens) * a.x_scale_stride),
+        scale_to(smem_address(scale + thread)) {
+    // Ahead of the dependency wait: it puts nothing into this SM, but the compiler has to work the
+    // addresses out here, and they are translated.
+    if (token < a.tokens) prefetch_l2(codes_from);
+    if (scale_block < kScaleStep) prefetch_l2(scale_from);
   }
+  // Two groups of copies: all scales and the first kPart blocks of codes; the rest.
+  template <int kTiles, int kPart>
+  __device__ __forceinline__ void start(const DecodeArguments& a) const {
+#pragma unroll
+    for (int b = 0; b < kTiles; b += kScaleStep) {
+      if (scale_block < min(kScaleStep, kTiles - b)) {
+        cp_async_4(scale_to + b * kTokens * 4, scale_from + b * a.x_scale_stride);
+      }
+    }
+#pragma unroll
+    for (int b = 0; b < kTiles; b += kStep) {
+#pragma unroll
+      for (int t = 0; t < kTokens; t += kGroups) {
+        if (token + t < a.tokens && block + b < kTiles) {
+          cp_async_16(codes_to + (b * kTokens + t) * kBlock,
+                      codes_from + b * kBlock + t * a.x_stride);
+        }
+      }
+      if (b < kPart && b + kStep >= kPart) cp_async_commit();
+    }
+    cp_async_commit();
+  }
+
+  int token;
+  int block;
+  int scale_block;
+  const uint8_t* codes_from;
+  uint32_t codes_to;
+  const float* scale_from;
+  uint32_t scale_to;
+};
+
+// wgmma_wait, for a number that is constant once loops are unrolled.
+__device__ __forceinline__ void wait_for_products(int pending) {
+  switch (pending) {
+    case 0:
+      return wgmma_wait<0>();
+    case 1:
+      return wgmma_wait<1>();
+    case 2:
+      return wgmma_wait<2>();
+    case 3:
+      return wgmma_wait<3>();
+    case 4:
+      return wgmma_wait<4>();
+    case 5:
+      return wgmma_wait<5>();
+    case 6:
+      return wgmma_wait<6>();
+    case 7:
+      return wgmma_wait<7>();
+    default:
+      return wgmma_wait<8>();
+  }
+}
+
+#endif  // R1D_SM90
+
+// To 32 tokens: one warpgroup, straight code. In a step the weights lie in shared memory before x
+// is there, and what counts is the way from the dependency wait to the last store: what does not
+// hang on x is done ahead of the wait. blockIdx: slice of k (the cluster), strip.
+template <int kTokens, int kTiles, bool kCodes>
+__global__ void __launch_bounds__(kGroupThreads, kTokens <= 16 && kTiles <= 7 ? 3 : 2)
+    fp8_gemm_resident_kernel(const __grid_constant__ DecodeArguments a) {
+#ifdef R1D_SM90
+  // All comes in two parts, so that the first products run while the second is under way.
+  constexpr int kPart = (kTiles + 1) / 2;
+  extern __shared__ __align__(1024) uint8_t shared[];
+  const int split = a.plan.split;
+  const int tokens = a.tokens;
+  const int rank = static_cast<int>(blockIdx.x);
+  const int strip = static_cast<int>(blockIdx.y);
+  const int first_block = rank * kTiles;
+  const Owners owners{split, rank};
+  const int owned = owners.owned(tokens);
+  const SharedPlan plan = shared_plan(kTiles, kTiles, kTokens, tokens, split);
+  auto* const full = reinterpret_cast<uint64_t*>(shared + plan.barriers);
+  uint64_t* const added = full + 2;
+  auto* const partial = reinterpret_cast<float4*>(shared + plan.partial);
+  const int thread = static_cast<int>(threadIdx.x);
+  const int lane = thread % 32;
+  const int warp = thread / 32;
+
+  if (thread == 0) {
+    mbarrier_init(&full[0], 1);
+    mbarrier_init(&full[1], 1);
+    mbarrier_init(added, 1);
+    mbarrier_init_fence();
+    const uint8_t* const tiles =
+        a.tiles + (static_cast<int64_t>(strip) * a.k_blocks + first_block) * kTileBytes;
+    const uint64_t policy = l2_evict_first();
+    mbarrier_arrive_expect(&full[0], kPart * kTileBytes);
+    mbarrier_arrive_expect(&full[1], (kTiles - kPart) * kTileBytes);
+#pragma unroll 1
+    for (int i = 0; i < kTiles; ++i) {
+      bulk_load_hint(shared + i * kTileBytes,
+                     tiles + i * kTileBytes,
+                     kTileBytes,
+                     &full[i < kPart ? 0 : 1],
+                     policy);
+    }
+    grid_launch_dependents();
+    if (owned > 0) mbarrier_arrive_expect(added, owned * split * kPairBytes);
+  }
+  __syncthreads();
+  if (split > 1) cluster_arrive_relaxed();
+
+  // ---- what does not hang on x
+  float of_lane[2] = {};
+  if (lane < kTiles) {
+    const int64_t at =
+        static_cast<int64_t>(strip / a.strips_per_scale) * a.k_blocks + first_block + lane;
+    of_lane[0] = a.scale[0][at];
+    of_lane[1] = a.scale[1][at];
+  }
+  float of_row[kTiles][2];
+#pragma unroll
+  for (int i = 0; i < kTiles; ++i) {
+    of_row[i][0] = __shfl_sync(0xFFFFFFFFu, of_lane[0], i);
+    of_row[i][1] = __shfl_sync(0xFFFFFFFFu, of_lane[1], i);
+  }
+  const uint64_t weights = wgmma_descriptor_k128(smem_address(shared));
+  const uint64_t x = wgmma_descriptor_k128(smem_address(shared + plan.x));
+  auto* const x_scale = reinterpret_cast<float*>(shared + plan.x_scale);
+  const float* const of_tokens = x_scale + 2 * (lane % 4);
+  Destination to[kTokens / 8];
+#pragma unroll
+  for (int j = 0; j < kTokens / 8; ++j) {
+    to[j] = destination(owners, 4 * j + lane % 4, 8 * warp + lane / 4, partial, added);
+  }
+  if (split > 1) cluster_wait();  // everyone's barriers stand
+  Rows rows = rows_of<kGroupThreads>(a, owners, partial, 0, strip, thread);
+  if (rows.token < tokens && warp < owned) prefetch_l2(rows.out);
+
+  // ---- x
+  if constexpr (kCodes) {
+    const CodeLoad<kTokens> load(a, first_block, shared + plan.x, x_scale, thread);
+    grid_dependency_wait();
+    load.template start<kTiles, kPart>(a);
+  } else {
+    grid_dependency_wait();
+    quantize_into<kTokens, kGroupThreads>(
+        a, {0, tokens, first_block, kTiles, shared + plan.x, x_scale}, thread);
+  }
+
+  // ---- products
+  constexpr int kAhead = kTokens <= 16 ? kTiles : std::min(kTiles, 4);  // tiles under way together
+  float part[kTiles][kTokens / 2];
+  float sum[kTokens / 2] = {};
+#pragma unroll
+  for (int i = 0; i < kTiles + kAhead - 1; ++i) {
+    if (i == 0 || i == kPart) {
+      mbarrier_wait(&full[i == 0 ? 0 : 1], 0);
+      if (i == 0) {
+        cp_async_wait<1>();
+      } else {
+        cp_async_wait<0>();
+      }
+      fence_async_shared();
+      __syncthreads();
+    }
+    if (i < kTiles) {
+      if (i == 0 || i == kPart || kAhead < kTiles) wgmma_fence();
+#pragma unroll
+      for (int k = 0; k < kBlock / 32; ++k) {
+        Wgmma<kTokens>::e4m3(part[i],
+                             advance(weights, i * (kTileBytes / 16) + k * 2),
+                             advance(x, i * (kTokens * kBlock / 16) + k * 2),
+                             k != 0);
+      }
+      wgmma_commit();
+    }
+    const int done = i - (kAhead - 1);
+    if (done >= 0) {
+      float2 of_token[kTokens / 8];
+#pragma unroll
+      for (int j = 0; j < kTokens / 8; ++j) {
+        of_token[j] = *reinterpret_cast<const float2*>(of_tokens + done * kTokens + 8 * j);
+      }
+      wait_for_products(std::min(i, kTiles - 1) - done);
+      wgmma_fence_registers(part[done]);
+      add_tile<kTokens>(part[done], of_row[done], of_token, sum);
+    }
+  }
+
+  // ---- the slice's sums to their owners
+#pragma unroll
+  for (int j = 0; j < kTokens / 8; ++j) {
+    if (8 * j + 2 * (lane % 4) < tokens) send(to[j], &sum[4 * j], split);
+  }
+
+  // ---- out
+  if (owned == 0) return;
+  if (split > 1) {
+    mbarrier_wait(added, 0);
+  } else {
+    __syncthreads();
+  }
+  add_and_write<kGroupThreads>(rows, owners, owned, tokens, thread);
 #endif
 }
 
@@ -538,6 +796,39 @@ cudaError_t enqueue_for(const DecodeArguments& a, const Launch& launch) {
       decode_shared_bytes(a.k_blocks, a.tokens, a.plan),
       a.plan.split};
   return enqueue(fp8_gemm_decode_kernel<kTokens, kGroups>, grid, launch, a);
+}
+
+// Whether the whole slice stays in shared memory, and a kernel is built for its length.
+bool is_resident(const DecodeArguments& a) {
+  const int tiles = a.slice_blocks;
+  return a.tokens <= (a.x_codes != nullptr ? 32 : 16) && a.long_slices == 0 &&
+         a.plan.stages == tiles && (tiles == 2 || tiles == 4 || (tiles >= 7 && tiles <= 9));
+}
+template <int kTokens, int kTiles>
+cudaError_t enqueue_resident(const DecodeArguments& a, const Launch& launch) {
+  const Grid grid{dim3(static_cast<unsigned>(a.plan.split), static_cast<unsigned>(a.strips)),
+                  dim3(kGroupThreads),
+                  decode_shared_bytes(a.k_blocks, a.tokens, a.plan),
+                  a.plan.split};
+  if (a.x_codes != nullptr) {
+    return enqueue(fp8_gemm_resident_kernel<kTokens, kTiles, true>, grid, launch, a);
+  }
+  return enqueue(fp8_gemm_resident_kernel<std::min(kTokens, 16), kTiles, false>, grid, launch, a);
+}
+template <int kTokens>
+cudaError_t enqueue_resident(const DecodeArguments& a, const Launch& launch) {
+  switch (a.slice_blocks) {
+    case 2:
+      return enqueue_resident<kTokens, 2>(a, launch);
+    case 4:
+      return enqueue_resident<kTokens, 4>(a, launch);
+    case 7:
+      return enqueue_resident<kTokens, 7>(a, launch);
+    case 8:
+      return enqueue_resident<kTokens, 8>(a, launch);
+    default:
+      return enqueue_resident<kTokens, 9>(a, launch);
+  }
 }
 
 bool on_grid(int64_t rows, int64_t cols, int64_t tokens) {
@@ -617,12 +908,14 @@ cudaError_t gate_up(const TiledGateUp& w,
 
 }  // namespace
 
-// About two CTAs an SM; clusters of 8 pack badly into the GPU's 16 or 18 SMs a group, so 7 is the
-// most where it suffices. Slices of equal length where there is such a split.
+// About two CTAs an SM. Clusters of 8 pack badly into the GPU's 16 or 18 SMs a group: 8 only where
+// that makes slices equal and SMs as full as they get, else 7 where it suffices.
 int decode_split(int64_t strips, int64_t k_blocks) {
   constexpr int64_t kCtas = 300;
   const int64_t least = (k_blocks + kMaxSliceBlocks - 1) / kMaxSliceBlocks;
   const int64_t most = std::max(least, std::min<int64_t>({7, kCtas / strips, k_blocks}));
+  if (k_blocks > kMaxSplit && k_blocks % kMaxSplit == 0 && kMaxSplit * strips <= 2 * kSms)
+    return kMaxSplit;
   for (int64_t split = most; split >= least; --split) {
     if (k_blocks % split == 0) return static_cast<int>(split);
   }
@@ -659,6 +952,18 @@ cudaError_t enqueue_decode(DecodeArguments a, const Launch& launch) {
   a.long_slices = a.k_blocks % a.plan.split;
   a.log_tokens = 0;
   while ((1 << a.log_tokens) < std::min(a.tokens, kDecodeTokensPerPass)) ++a.log_tokens;
+  if (is_resident(a)) {
+    switch (padded(a.tokens)) {
+      case 8:
+        return enqueue_resident<8>(a, launch);
+      case 16:
+        return enqueue_resident<16>(a, launch);
+      case 24:
+        return enqueue_resident<24>(a, launch);
+      default:
+        return enqueue_resident<32>(a, launch);
+    }
+  }
   switch (padded(a.tokens)) {
     case 8:
       return enqueue_for<8, 1>(a, launch);
