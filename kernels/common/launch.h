@@ -17,8 +17,10 @@ namespace r1d::kernels {
 // kernel calls grid_dependency_wait() before it reads or WRITES memory that another kernel of the
 // step writes or reads, and it does so even when it has no work, since the kernel behind it relies
 // on this one's wait for all that came earlier. Before it, weights may be read, and what is sure to
-// be complete when the kernel ahead lets this one start: the reader's head or header says what and
-// why (moe_decode.h, mla_decode.cu).
+// be complete when the kernel ahead lets this one start: what that one had waited for, or has
+// written and fenced (__threadfence) before any thread of the block calls
+// grid_launch_dependents(), and is read past L1. The reader's head or header says what and why
+// (moe_decode.h, mla_decode.cu, many.cu).
 struct Launch {
   cudaStream_t stream = nullptr;
   bool dependent = false;

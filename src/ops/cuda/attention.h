@@ -84,7 +84,7 @@ class Attention {
   __nv_bfloat16* q_ = nullptr;          // [T, H, dn + dr]
   __nv_bfloat16* heads_out_ = nullptr;  // [T, H, dv]
 
-  __nv_bfloat16* q_latent_ = nullptr;           // decode: [Td, H, R + dr]
+  __nv_bfloat16* q_latent_ = nullptr;  // decode: [Td, H, R + dr]
   std::byte* plan_ = nullptr;
   std::byte* decode_workspace_ = nullptr;
 
