@@ -152,7 +152,7 @@ void bench_shape(const Shape& s, int32_t tokens, double public_us, const Options
   std::printf(
       "%-13s %5ldx%-5ld M %5d  %7.1f us  [dependent %7.1f, behind %5.1f]  %6.0f TFLOPS %5.0f GB/s  "
       "floor %6.1f  "
-      "public %6.1f  ratio %4.2f  tile %dx%d c%d k%d s%d",
+      "public %6.1f  ratio %4.2f  tile %dx%d k%d s%d",
       s.name,
       s.rows,
       s.cols,
@@ -167,17 +167,15 @@ void bench_shape(const Shape& s, int32_t tokens, double public_us, const Options
       public_us > 0 ? us / public_us : 0,
       tile.block_rows,
       tile.block_cols,
-      tile.cluster,
       tile.k_groups,
       tile.split);
   if (options.all_tiles) {
     for (const Fp8PrefillTile& t : fp8_gemm_prefill_tiles()) {
       if (tokens > 1024 && (t.block_rows == 64 || t.split > 0)) continue;
       if (t.split > s.cols / 128) continue;
-      std::printf(" | %dx%d.%d.%d.%d %.1f [%.1f, %.1f]",
+      std::printf(" | %dx%d.%d.%d %.1f [%.1f, %.1f]",
                   t.block_rows,
                   t.block_cols,
-                  t.cluster,
                   t.k_groups,
                   t.split,
                   time(t, false),

@@ -35,11 +35,11 @@ struct TimedTile {
   double store_us;
 };
 constexpr TimedTile kTiles[] = {
-    {{128, 192, 1, 1}, 0.564, 1.1},
-    {{128, 128, 1, 1}, 0.41, 0.87},
-    {{64, 64, 1, 1}, 0.19, 0.8},
-    {{64, 64, 1, 2}, 0.17, 1.0},
-    {{64, 32, 1, 2}, 0.155, 0.8},
+    {{128, 192, 1}, 0.564, 1.1},
+    {{128, 128, 1}, 0.41, 0.87},
+    {{64, 64, 1}, 0.19, 0.8},
+    {{64, 64, 2}, 0.17, 1.0},
+    {{64, 32, 2}, 0.155, 0.8},
 };
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) {
@@ -48,9 +48,9 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) {
 
 // Waves of blocks times the time of one.
 double expected_us(const TimedTile& t, int64_t tokens, int64_t rows, int64_t cols, int64_t parts) {
-  const int64_t units = ceil_div(tokens, t.tile.block_rows * t.tile.cluster) *
-                        ceil_div(rows, t.tile.block_cols * parts);
-  const int64_t waves = ceil_div(units, kSms / (t.tile.cluster * parts));
+  const int64_t units =
+      ceil_div(tokens, t.tile.block_rows) * ceil_div(rows, t.tile.block_cols * parts);
+  const int64_t waves = ceil_div(units, kSms / parts);
   return static_cast<double>(waves) * (static_cast<double>(cols) / 128 * t.step_us + t.store_us);
 }
 
@@ -172,15 +172,14 @@ cudaError_t fp8_gemm_prefill(const TiledMatrix& weight,
   p.w_scale = weight.scale;
   p.out = out;
   p.out_stride = out_stride;
-  const auto is = [&](int32_t rows, int32_t cols, int32_t cluster, int32_t k_groups) {
-    return tile.block_rows == rows && tile.block_cols == cols && tile.cluster == cluster &&
-           tile.k_groups == k_groups;
+  const auto is = [&](int32_t rows, int32_t cols, int32_t k_groups) {
+    return tile.block_rows == rows && tile.block_cols == cols && tile.k_groups == k_groups;
   };
-  if (is(128, 192, 1, 1)) return launch_shape<Block128x192, Output::kPlain>(p, x, launch);
-  if (is(128, 128, 1, 1)) return launch_shape<Block128x128, Output::kPlain>(p, x, launch);
-  if (is(64, 64, 1, 1)) return launch_shape<Block64x64, Output::kPlain>(p, x, launch);
-  if (is(64, 64, 1, 2)) return launch_shape<Block64x64HalfK, Output::kPlain>(p, x, launch);
-  if (is(64, 32, 1, 2)) return launch_shape<Block64x32HalfK, Output::kPlain>(p, x, launch);
+  if (is(128, 192, 1)) return launch_shape<Block128x192, Output::kPlain>(p, x, launch);
+  if (is(128, 128, 1)) return launch_shape<Block128x128, Output::kPlain>(p, x, launch);
+  if (is(64, 64, 1)) return launch_shape<Block64x64, Output::kPlain>(p, x, launch);
+  if (is(64, 64, 2)) return launch_shape<Block64x64HalfK, Output::kPlain>(p, x, launch);
+  if (is(64, 32, 2)) return launch_shape<Block64x32HalfK, Output::kPlain>(p, x, launch);
   return cudaErrorInvalidValue;
 }
 
@@ -212,8 +211,8 @@ cudaError_t fp8_gate_up_prefill(const TiledGateUp& weight,
   p.out_scale = out.scale;
   p.out_scale_stride = out.scale_stride;
   // Both sum K in one order, so the choice leaves no trace in the bits.
-  constexpr TimedTile kMiddle{{128, 128, 1, 1}, 0.40, 2.5};
-  constexpr TimedTile kNarrow{{64, 64, 1, 1}, 0.19, 2.0};
+  constexpr TimedTile kMiddle{{128, 128, 1}, 0.40, 2.5};
+  constexpr TimedTile kNarrow{{64, 64, 1}, 0.19, 2.0};
   if (expected_us(kNarrow, tokens, p.w_rows, weight.cols, 4) <
       expected_us(kMiddle, tokens, p.w_rows, weight.cols, 2)) {
     return launch_shape<Block64x64Of256, Output::kSwiGluQuantized>(p, x, launch);

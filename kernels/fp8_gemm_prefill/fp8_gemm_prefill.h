@@ -18,9 +18,8 @@ namespace r1d::kernels {
 struct Fp8PrefillTile {
   int32_t block_rows = 0;  // tokens a block
   int32_t block_cols = 0;  // weight rows a block
-  int32_t cluster = 1;     // blocks that share each weight tile by multicast
-  int32_t k_groups =
-      1;  // warpgroups of a block that share K; 2 sums even and odd 128-column steps apart
+  // Warpgroups of a block that share K: 2 sum even and odd steps of 128 columns apart.
+  int32_t k_groups = 1;
   int32_t split = 0;  // blocks of a cluster that share K (split_product.h); 0: block_product.cuh
 };
 

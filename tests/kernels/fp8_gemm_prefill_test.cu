@@ -29,9 +29,8 @@ void check_product(const Shape& s,
                    HostMatrix& w,
                    bool dependent = false) {
   SCOPED_TRACE(testing::Message() << s.tokens << " x " << s.rows << " x " << s.cols << " tile "
-                                  << tile.block_rows << " x " << tile.block_cols << " cluster "
-                                  << tile.cluster << " k " << tile.k_groups << " split "
-                                  << tile.split);
+                                  << tile.block_rows << " x " << tile.block_cols << " k "
+                                  << tile.k_groups << " split " << tile.split);
   const int64_t stride = s.rows + 8;
   DeviceArray<__nv_bfloat16> out(s.tokens * stride);
   R1D_MUST(fp8_gemm_prefill(
