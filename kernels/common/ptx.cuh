@@ -302,7 +302,7 @@ __device__ __forceinline__ float4 cluster_load_float4(uint32_t remote) {
   return v;
 }
 // Stores to another CTA's shared memory and counts the bytes on that CTA's barrier; both addresses
-// as cluster_address() gives them.
+// as cluster_address() gives them. Illegal outside of a cluster of two or more.
 __device__ __forceinline__ void cluster_store_async(uint32_t remote,
                                                     float value,
                                                     uint32_t remote_barrier) {
@@ -313,9 +313,6 @@ __device__ __forceinline__ void cluster_store_async(uint32_t remote,
       "r"(remote_barrier)
       : "memory");
 }
-
-// Stores to another CTA's shared memory and counts the bytes on that CTA's barrier; both addresses
-// as cluster_address() gives them.
 __device__ __forceinline__ void cluster_store_async(uint32_t remote,
                                                     float2 value,
                                                     uint32_t remote_barrier) {
@@ -324,6 +321,19 @@ __device__ __forceinline__ void cluster_store_async(uint32_t remote,
           "r"(remote),
       "f"(value.x),
       "f"(value.y),
+      "r"(remote_barrier)
+      : "memory");
+}
+__device__ __forceinline__ void cluster_store_async(uint32_t remote,
+                                                    float4 value,
+                                                    uint32_t remote_barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
+      "[%5];" ::"r"(remote),
+      "f"(value.x),
+      "f"(value.y),
+      "f"(value.z),
+      "f"(value.w),
       "r"(remote_barrier)
       : "memory");
 }

@@ -78,22 +78,6 @@ size_t shared_bytes(int stages, int slice, int64_t tokens, int split) {
 
 #ifdef R1D_SM90
 
-// ---- instructions this kernel alone needs
-
-// Four floats to shared memory of the cluster, announced to the barrier beside them. Illegal
-// outside of a cluster of two or more.
-__device__ __forceinline__ void store_async(uint32_t to, float4 v, uint32_t barrier) {
-  asm volatile(
-      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
-      "[%5];" ::"r"(to),
-      "f"(v.x),
-      "f"(v.y),
-      "f"(v.z),
-      "f"(v.w),
-      "r"(barrier)
-      : "memory");
-}
-
 // ---- x
 
 // How a CTA's lanes share the (token, block) groups of x: tokens first, left-over lanes over
@@ -319,7 +303,7 @@ destination(const Owners& owners, int pair, int row, const float4* partial, cons
 __device__ __forceinline__ void send(const Destination& to, const float* sum, int split) {
   const float4 v = make_float4(sum[0], sum[2], sum[1], sum[3]);
   if (split > 1) {
-    store_async(to.sums, v, to.added);
+    cluster_store_async(to.sums, v, to.added);
   } else {
     asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(to.sums),
                  "f"(v.x),

@@ -79,18 +79,6 @@ __host__ __device__ constexpr SharedPlan shared_plan(int split,
 
 #ifdef R1D_SM90
 
-// 16 bytes to shared memory of the cluster, announced to the barrier beside them.
-__device__ __forceinline__ void store_async(uint32_t to, const float (&v)[4], uint32_t barrier) {
-  asm volatile(
-      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
-      "[%5];" ::"r"(to),
-      "f"(v[0]),
-      "f"(v[1]),
-      "f"(v[2]),
-      "f"(v[3]),
-      "r"(barrier)
-      : "memory");
-}
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
   return *reinterpret_cast<const uint32_t*>(&pair);
@@ -286,10 +274,9 @@ __device__ __forceinline__ void send(const Arguments& a,
   int32_t local = 0;
 #pragma unroll
   for (int j = 0; j < kUnits; ++j) {
-    const float values[4] = {sum[4 * j], sum[4 * j + 1], sum[4 * j + 2], sum[4 * j + 3]};
-    store_async(cluster_address(to + local * slices * kUnitBytes, owner),
-                values,
-                cluster_address(added, owner));
+    cluster_store_async(cluster_address(to + local * slices * kUnitBytes, owner),
+                        make_float4(sum[4 * j], sum[4 * j + 1], sum[4 * j + 2], sum[4 * j + 3]),
+                        cluster_address(added, owner));
     if (++owner == a.split) {
       owner = 0;
       ++local;
